@@ -1,0 +1,72 @@
+"""The command line that all experiments share."""
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from absl import app, flags, logging
+from ml_collections import ConfigDict, config_flags
+from tabulate import tabulate
+
+from superpos.results import Run
+
+
+def main(
+    name: str,
+    config: ConfigDict,
+    compute: Callable[[ConfigDict, Run], dict[str, Any]],
+    draw: Callable[[dict[str, Any], Run], None],
+) -> None:
+    """Runs an experiment: `python -m experiments.<name> [--config.<field>=<value> ...] [--workdir=DIR]`.
+
+    Args:
+        name: of the experiment, and of its default workdir under results/.
+        config: every field with its default.
+        compute: does the work and returns `run.finish(...)`.
+        draw: draws the figure from these results.
+
+    Bad input ends in one line on standard error and exit status 2.
+    """
+    config_flags.DEFINE_config_dict("config", config)
+    workdir = flags.DEFINE_string("workdir", f"results/{name}", "Folder for config.json, results.json and figure.png.")
+
+    def parse(argv):
+        try:
+            return flags.FLAGS(argv)
+        except (flags.Error, ValueError, TypeError, KeyError) as error:
+            _fail(error)
+
+    def start(argv):
+        if len(argv) > 1:
+            _fail(f"unexpected argument {argv[1]!r}: settings are given as --config.<field>=<value>.")
+        try:
+            run = Run(workdir.value, name, flags.FLAGS.config.to_dict())
+            results = run.finished()
+            if results is None:
+                results = compute(flags.FLAGS.config, run)
+            else:
+                print(f"{run.path} holds this run's results already; name another --workdir to compute them anew.")
+            draw(results, run)
+        except (ValueError, OSError) as error:
+            _fail(error)
+        print(tabulate([_readable(row) for row in results["rows"]], headers="keys", floatfmt=".3f"))
+        if "recovery" in results:
+            print("\nFeature recovery")
+            print(tabulate([_readable(row) for row in results["recovery"]], headers="keys", floatfmt=".3f"))
+        spent = ", ".join(f"{stage} {value:.0f} s" for stage, value in results["seconds"].items())
+        print(f"\n{spent}; results and figure in {run.path}/")
+
+    logging.set_verbosity(logging.WARNING)  # absl would print what JAX says of backends that it did not find
+    app.run(start, flags_parser=parse)
+
+
+def _readable(row):
+    return {
+        name: " to ".join(f"{end:.3f}" for end in value) if isinstance(value, list) else value for name, value in row.items()
+    }
+
+
+def _fail(error):
+    lines = str(error).strip().splitlines() or [repr(error)]
+    print(f"error: {lines[0]}", file=sys.stderr)
+    sys.exit(2)

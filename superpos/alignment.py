@@ -1,0 +1,189 @@
+"""Alignment of two representations: arrays in, scores out."""
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+from jaxtyping import Array, Int, Key
+
+from superpos import metrics as metrics_lib
+from superpos import moments as moments_lib
+from superpos.metrics import Metric, Score
+from superpos.moments import Moments
+
+Metrics = Sequence[str | Metric] | str | Metric
+
+
+def align(
+    source: ArrayLike,
+    target: ArrayLike,
+    metrics: Metrics = ("semi_match", "soft_match", "ridge"),
+    folds: int | ArrayLike | None = 5,
+    n_folds: int | None = None,
+    key: Key[Array, ""] | None = None,
+    groups: ArrayLike | None = None,
+) -> dict[str, Score]:
+    """Scores how well `source` predicts `target`, cross-validated. `jit` and `vmap` it freely.
+
+    A unit that is constant in any fold is masked in all of them. Values are checked where the arrays are concrete; under
+    a transformation a side without a live unit scores NaN.
+
+    Args:
+        source: `(n_samples, n_source)`.
+        target: `(n_samples, n_target)`, the same samples in the same order.
+        metrics: names (`sp.metrics.names()`) or configured metrics (`sp.metrics.Ridge(per_target=True)`).
+        folds: number of folds, shuffled by `key`; or the fold of each sample, integers `(n_samples,)`, -1 for a sample that
+            is left out; or None: fit and score on all samples.
+        n_folds: number of folds, where `folds` is traced.
+        key: shuffles the folds; by default `jax.random.key(0)`.
+        groups: `(n_samples,)` integers; samples of one group share a fold (patches of an image, repeats of a stimulus).
+
+    Returns:
+        A `Score` for each metric's name: `mean`, `folds` `(n_folds,)`, `units` `(n_folds, n_target)`, `details`.
+
+    Raises:
+        ValueError: arrays that are not numeric, two-dimensional, finite and of equal length; a side without a live unit; an
+            unknown metric; folds that are empty, or that a group straddles.
+
+    >>> x = jax.random.normal(jax.random.key(0), (200, 5))
+    >>> round(float(align(x, x[:, ::-1] * 2, metrics="soft_match")["soft_match"].mean), 4)
+    1.0
+    """
+    resolved = metrics_lib.resolve(metrics)
+    x, y = _check_pair(source, target)
+    ids, n_folds = assign_folds(x.shape[0], folds, n_folds, key, groups)
+    for name, array in (("source", x), ("target", y)):
+        if _concrete(array, ids):
+            _check_live(name, array, ids, n_folds)
+    return _align(jnp.asarray(x), jnp.asarray(y), jnp.asarray(ids), resolved, n_folds)
+
+
+def score(moments: Moments, metrics: Metrics = ("semi_match", "soft_match", "ridge")) -> dict[str, Score]:
+    """Scores moments that were accumulated with `sp.moments`.
+
+    Args:
+        moments: at least the moments that the metrics read: `sp.moments.init(..., reads=sp.reads(metrics))`.
+        metrics: as in `sp.align`.
+
+    Raises:
+        ValueError: an unknown metric, or one that reads moments that were not kept.
+    """
+    resolved = metrics_lib.resolve(metrics)
+    kept = {"xy"} | {name for name, side in (("xx", moments.x), ("yy", moments.y)) if side.scatter is not None}
+    for metric in resolved:
+        if missing := metric.reads - kept:
+            raise ValueError(f"moments must hold {', '.join(sorted(missing))} for {metric.name}: see init(reads=...).")
+    return {metric.name: metric(moments) for metric in resolved}
+
+
+def reads(metrics: Metrics) -> frozenset[str]:
+    """The moments that some metrics read: what to pass to `sp.moments.init`."""
+    return frozenset().union(*(metric.reads for metric in metrics_lib.resolve(metrics)))
+
+
+def assign_folds(
+    n_samples: int,
+    folds: int | ArrayLike | None = 5,
+    n_folds: int | None = None,
+    key: Key[Array, ""] | None = None,
+    groups: Any = None,
+) -> tuple[Int[Array, " samples"], int]:
+    """The fold of each sample, `(n_samples,)`, and the number of folds: see `align` for the arguments and errors."""
+    groups = None if groups is None else _as_array(groups)
+    if groups is not None and (groups.shape != (n_samples,) or not jnp.issubdtype(groups.dtype, jnp.integer)):
+        raise ValueError(f"groups must be integers of shape ({n_samples},), got {groups.dtype} {groups.shape}.")
+    if folds is None:
+        return jnp.zeros(n_samples, jnp.int32), 1
+    if isinstance(folds, (int, np.integer)):
+        return _shuffled_folds(n_samples, int(folds), key, groups), int(folds)
+
+    ids = _as_array(folds)
+    if ids.shape != (n_samples,) or not jnp.issubdtype(ids.dtype, jnp.integer):
+        raise ValueError(f"folds must be an int, None or integers ({n_samples},), got {ids.dtype} {ids.shape}.")
+    if not _concrete(ids):
+        if n_folds is None:
+            raise ValueError("folds is traced: pass n_folds, the number of folds.")
+        return ids, n_folds
+    known = ids
+    n_folds = int(known.max()) + 1 if n_folds is None else n_folds
+    counts = np.bincount(known[(known >= 0) & (known < n_folds)], minlength=n_folds)
+    if n_folds < 2 or known.max() >= n_folds or (counts == 0).any():
+        raise ValueError(f"folds must number 0 to n_folds - 1, at least 2 and none empty, got counts {counts.tolist()}.")
+    if groups is not None and _concrete(groups):
+        pairs = np.unique(np.stack([groups, known]), axis=1)
+        if len(np.unique(pairs[0])) < pairs.shape[1]:
+            raise ValueError("folds splits a group: all samples of one group must be in one fold.")
+    return ids, n_folds
+
+
+def _shuffled_folds(n_samples, n_folds, key, groups):
+    key = jax.random.key(0) if key is None else key
+    if groups is None:
+        groups, n_groups = jnp.arange(n_samples), n_samples
+    elif _concrete(groups):
+        groups = np.unique(groups, return_inverse=True)[1]
+        n_groups = int(groups.max()) + 1
+    else:
+        groups = jnp.unique(groups, return_inverse=True, size=n_samples)[1]
+        n_groups = None
+    if n_folds < 2 or (n_groups is not None and n_groups < n_folds):
+        unit = "samples" if n_groups == n_samples else "groups"
+        raise ValueError(f"folds must be between 2 and the number of {unit}, {n_groups}, got {n_folds}.")
+    # Groups in random order are dealt out to the folds like cards; slots of groups that don't exist come last.
+    slots = n_samples if n_groups is None else n_groups
+    dealt = jax.random.uniform(key, (slots,))
+    if n_groups is None:
+        dealt = jnp.where(jnp.arange(slots) <= jnp.max(groups), dealt, jnp.inf)
+    return (jnp.argsort(jnp.argsort(dealt)) % n_folds)[groups]
+
+
+@functools.partial(jax.jit, static_argnames=("metrics", "n_folds"))
+def _align(x, y, ids, metrics, n_folds):
+    empty = moments_lib.init(x.shape[1], y.shape[1], n_folds, reads(metrics), jnp.result_type(x, y))
+    return score(moments_lib.update(empty, x, y, ids), metrics)
+
+
+def _as_array(value: Any) -> Any:
+    """A traced array as it is, anything else as a NumPy array, so that its values can be checked even inside `jit`."""
+    return value if isinstance(value, jax.core.Tracer) else np.asarray(value)
+
+
+def _concrete(*arrays: Any) -> bool:
+    return not any(isinstance(array, jax.core.Tracer) for array in arrays)
+
+
+def _check_pair(source, target):
+    """Both sides as floating-point arrays, or one clear sentence."""
+    checked = []
+    for name, value in (("source", source), ("target", target)):
+        array = _as_array(value)
+        if not (jnp.issubdtype(array.dtype, jnp.number) or array.dtype == bool) or jnp.iscomplexobj(array):
+            raise ValueError(f"{name} must hold real numbers, got an array of {array.dtype}.")
+        if array.ndim != 2 or 0 in array.shape:
+            raise ValueError(f"{name} must be a non-empty (n_samples, n_units) array, got shape {array.shape}.")
+        array = array.astype(jax.dtypes.canonicalize_dtype(jnp.promote_types(array.dtype, jnp.float32)))
+        if _concrete(array) and not np.isfinite(array).all():
+            bad = array.size - np.isfinite(array).sum()
+            raise ValueError(f"{name} must be finite in {array.dtype}, got {bad} NaN or infinite values.")
+        checked.append(array)
+    x, y = checked
+    if x.shape[0] != y.shape[0]:
+        hint = " Are the axes of one of them swapped?" if x.shape[0] in y.shape or y.shape[0] in x.shape else ""
+        raise ValueError(
+            f"source and target must have the same samples, got {x.shape[0]} and {y.shape[0]} "
+            f"(shapes {x.shape} and {y.shape}).{hint}"
+        )
+    return x, y
+
+
+def _check_live(name, array, ids, n_folds):
+    live = np.ones(array.shape[1], bool)
+    for fold in range(n_folds):
+        part = array[np.asarray(ids) == fold]
+        live &= part.max(axis=0) > part.min(axis=0)
+    if not live.any():
+        raise ValueError(f"{name} has no live unit: each of its {live.size} units is constant in some fold.")

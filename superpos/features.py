@@ -1,0 +1,42 @@
+"""Distributions of sparse ground-truth features."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, Key
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class SparseFeatures:
+    """Independent features, each active with a probability and then uniform on (0, 1).
+
+    Source: Elhage et al. 2022, "Toy models of superposition"; Longon, Klindt & Khosla, arXiv 2510.03186.
+
+    Attributes:
+        n_features: number of features; static.
+        probability: of a feature being active, scalar or `(n_features,)`; may be traced and vmapped.
+
+    >>> SparseFeatures(n_features=64, probability=0.1).sample(jax.random.key(0), 1000).shape
+    (1000, 64)
+    """
+
+    n_features: int = dataclasses.field(metadata={"static": True})
+    probability: ArrayLike = 0.1
+
+    def sample(self, key: Key[Array, ""], n: int) -> Float[Array, "n features"]:
+        """Draws `n` samples, `(n, n_features)`."""
+        # One draw decides both: given u < p, u / p is uniform. 32 bits keep it fine-grained for small p.
+        bits = jax.random.bits(key, (n, self.n_features), jnp.uint32)
+        uniform = bits.astype(jnp.result_type(float)) * 2.0**-32
+        return jnp.where(uniform < self.probability, uniform / self.probability, 0.0)
+
+
+def power_law(n_features: int, exponent: ArrayLike = 2.0) -> Float[Array, " features"]:
+    """Importance of each feature, x_i ** -exponent with x_i = 1 + 2 i / n_features: `(n_features,)`.
+
+    Source: Longon, Klindt & Khosla, arXiv 2510.03186, toy models.
+    """
+    return (1 + 2 * jnp.arange(n_features) / n_features) ** -jnp.asarray(exponent)

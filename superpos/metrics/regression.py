@@ -1,0 +1,170 @@
+"""Metrics that regress target units on source units: invariant to invertible linear maps of the source, up to shrinkage.
+
+Superposition deflates them less than matching: a linear map can undo part of a mixture, but not what rectification cut off.
+"""
+
+import dataclasses
+import functools
+import itertools
+from typing import Any, ClassVar, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from superpos.metrics.base import Score, from_units, safe_divide
+from superpos.moments import Moments, pool, training
+
+
+@dataclasses.dataclass(frozen=True)
+class Ridge:
+    """Ridge regression from source to target units, alpha chosen inside the training part.
+
+    Source columns are standardised with the training part's mean and standard deviation (as scikit-learn's
+    StandardScaler), the intercept is free, and the penalty is alpha · |w|² beside a sum of squared errors over samples.
+    score = mean over live target units of the Pearson correlation between prediction and held-out response. Not
+    symmetric. Source: Hoerl & Kennard 1970; Longon, Klindt & Khosla, arXiv 2510.03186.
+
+    Directions whose eigenvalue is below n_source · eps of the largest are left out: in float32 they hold rounding errors.
+
+    Attributes:
+        alphas: candidates.
+        per_target: choose alpha for each target unit on its own, instead of one for all.
+        selection: "folds": highest mean R² over the other folds of the training part, each held out in turn (as RidgeCV with
+            `cv=` those folds; needs at least 3 folds, else generalised cross-validation is used); "gcv": smallest generalised
+            cross-validation error (Golub, Heath & Wahba 1979), each target divided by its variance.
+        name: its key in the result.
+
+    Details: `alpha`, `(folds,)` or `(folds, n_target)`; `weights`, `(folds, n_source, n_target)`, in the units of the data;
+    `intercept`, `(folds, n_target)`.
+
+    Raises:
+        ValueError: no alpha, one that is not positive, or an unknown selection.
+    """
+
+    alphas: tuple[float, ...] = tuple(float(alpha) for alpha in np.logspace(-8, 8, 17))
+    per_target: bool = False
+    selection: Literal["folds", "gcv"] = "folds"
+    name: str = "ridge"
+    reads: ClassVar[frozenset[str]] = frozenset({"xx", "xy"})
+    symmetric: ClassVar[bool] = False
+
+    def __post_init__(self):
+        object.__setattr__(self, "alphas", tuple(float(alpha) for alpha in np.ravel(self.alphas)))
+        if not self.alphas or min(self.alphas) <= 0:
+            raise ValueError(f"alphas must be one or more positive numbers, got {self.alphas}.")
+        if self.selection not in ("folds", "gcv"):
+            raise ValueError(f'selection must be "folds" or "gcv", got {self.selection!r}.')
+
+    def __call__(self, moments: Moments) -> Score:
+        """Scores moments."""
+        source, target = moments.live()
+        alphas = jnp.asarray(self.alphas, moments.xy.dtype)
+        path = _Path(training(moments), source)
+        if self.selection == "folds" and moments.n_folds > 2:
+            quality = _inner_folds(moments, source, alphas)
+        else:
+            quality = lax.map(path.gcv, alphas)  # (alphas, folds, n_target)
+        if not self.per_target:
+            quality = jnp.sum(jnp.where(target, quality, 0), axis=2, keepdims=True)
+        alpha = alphas[jnp.argmax(quality, axis=0)]  # (folds, n_target or 1)
+        weights = path.weights(alpha)
+        units = jax.vmap(_pearson)(weights, moments)
+        intercept = path.part.y.mean - jnp.einsum("fs,fst->ft", path.part.x.mean, weights, precision=_HIGHEST)
+        details = {"alpha": alpha if self.per_target else alpha[:, 0], "weights": weights, "intercept": intercept}
+        return from_units(units, target & jnp.any(source), details)
+
+
+_HIGHEST = lax.Precision.HIGHEST
+
+
+class _Path:
+    """All ridge solutions of each part: one eigendecomposition serves every alpha and target."""
+
+    def __init__(self, part: Moments, source: Any):
+        self.part = part
+        assert part.x.scatter is not None, "Ridge reads xx"
+        count = part.count[:, None]
+        self.inverse_std = jnp.where(source, safe_divide(jnp.ones(()), jnp.sqrt(part.x.squares / count)), 0)
+        scatter = part.x.scatter * self.inverse_std[:, :, None] * self.inverse_std[:, None, :]
+        values, self.vectors = jax.vmap(_eigh)(scatter)
+        kept = values > values.shape[1] * jnp.finfo(values.dtype).eps * values[:, -1:]
+        self.values, self.kept = jnp.where(kept, values, 0), kept
+        cross = part.xy * self.inverse_std[:, :, None]
+        self.cross = jnp.einsum("pse,pst->pet", self.vectors, cross, precision=_HIGHEST)
+
+    def coefficients(self, alpha):
+        """Solutions in the eigenbasis, `(parts, n_source, n_target)`; alpha is a scalar or `(parts, n_target or 1)`."""
+        shrunk = self.values[:, :, None] + jnp.reshape(alpha, (-1, 1, jnp.shape(alpha)[-1] if jnp.ndim(alpha) else 1))
+        return jnp.where(self.kept[:, :, None], self.cross / shrunk, 0)
+
+    def weights(self, alpha):
+        """Solutions in the units of the data, `(parts, n_source, n_target)`."""
+        standard = jnp.einsum("pse,pet->pst", self.vectors, self.coefficients(alpha), precision=_HIGHEST)
+        return standard * self.inverse_std[:, :, None]
+
+    def gcv(self, alpha):
+        """Minus the generalised cross-validation error of each target, over its variance: `(parts, n_target)`."""
+        coefficients = self.coefficients(alpha)
+        explained = jnp.sum(coefficients * (2 * self.cross - self.values[:, :, None] * coefficients), axis=1)
+        residual = jnp.maximum(1 - safe_divide(explained, self.part.y.squares), 0)
+        freedom = 1 + jnp.sum(self.values / (self.values + alpha), axis=1)
+        count = self.part.count
+        return -residual / jnp.maximum(1 - freedom / count, 1 / count)[:, None] ** 2
+
+
+@jax.custom_batching.custom_vmap
+def _eigh(matrix):
+    return tuple(jnp.linalg.eigh(matrix))
+
+
+@_eigh.def_vmap
+def _eigh_batch(axis_size, in_batched, matrices):
+    # One matrix at a time on CPU, at no cost in speed: jaxlib's batched kernel waits, inside a worker thread, for tasks
+    # that it gave to the same pool, so that two of them side by side on two cores wait forever (seen with jaxlib 0.10.2).
+    del axis_size, in_batched
+    one_by_one = functools.partial(lax.map, _eigh)
+    return lax.platform_dependent(matrices, cpu=one_by_one, default=lambda m: tuple(jnp.linalg.eigh(m))), (True, True)
+
+
+def _inner_folds(moments, source, alphas):
+    """Mean R² of each alpha over the folds of each training part, each held out in turn: `(alphas, folds, n_target)`."""
+    n_folds = moments.n_folds
+    # Leaving out folds f and g serves two selections: fold g is held out for outer fold f, and f for g.
+    pairs = np.array(list(itertools.combinations(range(n_folds), 2)))
+    kept = np.ones((len(pairs), n_folds), bool)
+    np.put_along_axis(kept, pairs, False, axis=1)
+    path = _Path(pool(moments, kept), source)
+
+    def quality(alpha):
+        weights = path.weights(alpha)
+        total = jnp.zeros((n_folds, weights.shape[2]), weights.dtype)
+        for outer, held in ((0, 1), (1, 0)):
+            fold = jax.tree.map(lambda leaf, held=held: leaf[pairs[:, held]], moments)
+            r2 = jax.vmap(_r2)(weights, path.part, fold)
+            total = total + jnp.einsum(
+                "pf,pt->ft", jax.nn.one_hot(pairs[:, outer], n_folds, dtype=r2.dtype), r2, precision=_HIGHEST
+            )
+        return total / (n_folds - 1)
+
+    return lax.map(quality, alphas)
+
+
+def _spread(weights, fold):
+    """Covariance of predictions with responses, and variance of predictions, times the count: `(n_target,)` each."""
+    cross = jnp.sum(weights * fold.xy, axis=0)
+    return cross, jnp.sum(weights * jnp.matmul(fold.x.scatter, weights, precision=_HIGHEST), axis=0)
+
+
+def _pearson(weights, fold):
+    cross, variance = _spread(weights, fold)
+    return safe_divide(cross, jnp.sqrt(jnp.maximum(variance, 0) * fold.y.squares))
+
+
+def _r2(weights, fitted_on, fold):
+    cross, variance = _spread(weights, fold)
+    shift = jnp.matmul(fold.x.mean - fitted_on.x.mean, weights, precision=_HIGHEST)
+    bias = fold.y.mean - fitted_on.y.mean - shift
+    error = fold.y.squares - 2 * cross + variance + fold.count * bias**2
+    return 1 - safe_divide(error, fold.y.squares)

@@ -1,0 +1,145 @@
+"""Figures from result tables. One colour a comparison, everywhere."""
+
+from collections.abc import Sequence
+from os import PathLike
+from typing import Any
+
+# Okabe & Ito's colour-blind safe palette: neurons black, SAEs blues, random controls orange and red, references green.
+COLOURS = {
+    "neuron->neuron": "#000000",
+    "sae->neuron": "#56B4E9",
+    "sae->sae": "#0072B2",
+    "random_sae->neuron": "#F0C75E",
+    "random_sae->sae": "#E69F00",
+    "random_sae->random_sae": "#D55E00",
+    "oracle->oracle": "#009E73",
+    "neuron": "#000000",
+    "sae": "#0072B2",
+    "random_sae": "#D55E00",
+    "oracle": "#009E73",
+    "supervised": "#CC79A7",
+}
+_MARKERS = {"neuron": "o", "sae": "s", "random_sae": "^", "oracle": "D", "supervised": "v"}
+_TITLES = {
+    "semi_match": "Semi-matching (Pearson r)",
+    "soft_match": "Soft-matching (Pearson r)",
+    "ridge": "Ridge regression (Pearson r)",
+}
+
+
+def alignment_by_width(rows: Sequence[dict[str, Any]], recovery: Sequence[dict[str, Any]], path: str | PathLike) -> None:
+    """Alignment and feature recovery against the number of hidden units, a panel a metric, with 95 % intervals.
+
+    Args:
+        rows: rows of alignment, with `n_hidden`.
+        recovery: rows of feature recovery.
+        path: of the PNG to write.
+    """
+    plt = _pyplot()
+    metrics = list(dict.fromkeys(row["metric"] for row in rows))
+    panels = [*metrics, "recovery"]
+    figure, axes = plt.subplots(1, len(panels), figsize=(3.4 * len(panels), 4.2), layout="constrained")
+    for axis, panel in zip(axes, panels, strict=True):
+        chosen = recovery if panel == "recovery" else [row for row in rows if row["metric"] == panel]
+        key = "units" if panel == "recovery" else "comparison"
+        names = list(dict.fromkeys(row[key] for row in chosen))
+        widths = sorted({row["n_hidden"] for row in chosen})
+        for offset, name in enumerate(names):
+            line = [row for row in chosen if row[key] == name]
+            # Side by side within a width, so that intervals do not hide each other.
+            shift = 2 ** (0.05 * (offset - (len(names) - 1) / 2))
+            axis.errorbar(
+                [row["n_hidden"] * shift for row in line],
+                [row["mean"] for row in line],
+                yerr=_errors(line),
+                label=name,
+                color=COLOURS.get(name, "grey"),
+                marker=_MARKERS[name.split("->")[-1]],
+                linestyle=":" if name.startswith("random") else "-",
+                capsize=2,
+                markersize=5,
+                linewidth=1.4,
+            )
+        axis.set_xscale("log", base=2)
+        axis.set_xticks(widths, [str(width) for width in widths])
+        axis.minorticks_off()
+        axis.set_xlabel("hidden units")
+        axis.set_ylim(min(0, min(row["mean"] for row in chosen) - 0.05), 1)
+        title = "Feature recovery" if panel == "recovery" else _TITLES.get(panel, panel)
+        axis.set_title(title)
+    axes[0].set_ylabel("mean over pairs of seeds, held out")
+    axes[-1].set_ylabel("highest correlation with any unit")
+    axes[-1].legend(title="units", fontsize=8, title_fontsize=8, loc="upper left", frameon=False)
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize=8, frameon=False)
+    figure.suptitle(_caption(rows), fontsize=9, color="#444444")
+    figure.savefig(path, dpi=200)
+    plt.close(figure)
+
+
+def alignment_bars(rows: Sequence[dict[str, Any]], title: str, path: str | PathLike) -> None:
+    """Alignment of one pair of representations, a panel a metric, a bar a comparison, with 95 % intervals.
+
+    Args:
+        rows: rows of alignment.
+        title: names the two sides.
+        path: of the PNG to write.
+    """
+    plt = _pyplot()
+    metrics = list(dict.fromkeys(row["metric"] for row in rows))
+    comparisons = list(dict.fromkeys(row["comparison"] for row in rows))
+    figure, axes = plt.subplots(
+        1, len(metrics), figsize=(2 + 3 * len(metrics), 3.4), sharey=True, squeeze=False, layout="constrained"
+    )
+    for axis, metric in zip(axes[0], metrics, strict=True):
+        chosen = [row for row in rows if row["metric"] == metric]
+        positions = [comparisons.index(row["comparison"]) for row in chosen]
+        axis.barh(
+            positions,
+            [row["mean"] for row in chosen],
+            xerr=_errors(chosen),
+            color=[COLOURS.get(row["comparison"], "grey") for row in chosen],
+            height=0.7,
+            error_kw={"capsize": 3, "ecolor": "#777777"},
+        )
+        for position, row in zip(positions, chosen, strict=True):
+            axis.annotate(
+                f"{row['mean']:.3f}",
+                (0, position),
+                xytext=(3, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize=8,
+                color="white",
+            )
+        axis.set_yticks(range(len(comparisons)), comparisons)
+        axis.invert_yaxis()
+        axis.set_xlabel(_TITLES.get(metric, metric))
+        axis.axvline(0, color="black", linewidth=0.8)
+    figure.suptitle(f"{title}\n{_caption(rows)}", fontsize=9, color="#444444")
+    figure.savefig(path, dpi=200)
+    plt.close(figure)
+
+
+def _pyplot():
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    plt.rcParams.update({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 10})
+    return plt
+
+
+def _errors(rows):
+    """Distances from the mean to both ends of the interval, 0 where there is none."""
+    ends = [row["ci95"] or (row["mean"], row["mean"]) for row in rows]
+    return [
+        [row["mean"] - low for row, (low, _) in zip(rows, ends, strict=True)],
+        [high - row["mean"] for row, (_, high) in zip(rows, ends, strict=True)],
+    ]
+
+
+def _caption(rows):
+    seeds = max(row["n_seeds"] for row in rows)
+    return f"{seeds} seeds; bars: 95 % confidence interval over seeds" if seeds > 2 else f"{seeds} seeds; no interval"

@@ -1,0 +1,110 @@
+"""The TopK sparse autoencoder."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.typing import ArrayLike
+from jaxtyping import Array, Bool, Float, Key
+
+Params = dict[str, Array]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TopK:
+    """Keeps the k largest rectified latents of each sample: x̂ = topk(relu(x W_enc + b_enc)) W_dec + b_dec.
+
+    Source: Makhzani & Frey 2013 (k-sparse autoencoders); Gao et al. 2024 (arXiv 2406.04093); the auxiliary loss is that of
+    the code published with Longon, Klindt & Khosla, arXiv 2510.03186.
+
+    Attributes:
+        n_inputs: number of units that are disentangled; static.
+        n_latents: number of latents; static.
+        k: latents that may be active in one sample; static.
+        aux_weight: weight of the auxiliary loss, which gives latents that are silent in a whole batch a gradient.
+
+    Params: `{"W_enc": (n_inputs, n_latents), "b_enc": (n_latents,), "W_dec": (n_latents, n_inputs), "b_dec": (n_inputs,)}`.
+
+    Raises:
+        ValueError: k is not in 1..n_latents.
+    """
+
+    n_inputs: int = dataclasses.field(metadata={"static": True})
+    n_latents: int = dataclasses.field(metadata={"static": True})
+    k: int = dataclasses.field(metadata={"static": True})
+    aux_weight: ArrayLike = 0.1
+
+    def __post_init__(self):
+        if not 1 <= self.k <= self.n_latents:
+            raise ValueError(f"k must be between 1 and n_latents = {self.n_latents}, got {self.k}.")
+
+    def init(self, key: Key[Array, ""]) -> Params:
+        """Xavier-normal encoder and decoder (not truncated), zero biases."""
+        enc_key, dec_key = jax.random.split(key)
+        scale = (2 / (self.n_inputs + self.n_latents)) ** 0.5
+        return {
+            "W_enc": scale * jax.random.normal(enc_key, (self.n_inputs, self.n_latents)),
+            "b_enc": jnp.zeros(self.n_latents),
+            "W_dec": scale * jax.random.normal(dec_key, (self.n_latents, self.n_inputs)),
+            "b_dec": jnp.zeros(self.n_inputs),
+        }
+
+    def encode(self, params: Params, x: Float[Array, "n inputs"]) -> Float[Array, "n latents"]:
+        """Inputs to latents, at most k of them positive in each sample, the others 0."""
+        return self._sparsify(x @ params["W_enc"] + params["b_enc"])
+
+    def decode(self, params: Params, h: Float[Array, "n latents"]) -> Float[Array, "n inputs"]:
+        """Latents to reconstructed inputs."""
+        return h @ params["W_dec"] + params["b_dec"]
+
+    def loss(
+        self, params: Params, x: Float[Array, "n inputs"], *, key: Array | None = None, step: ArrayLike = 0
+    ) -> tuple[Float[Array, ""], dict[str, Array]]:
+        """Mean squared error, plus `aux_weight` times that of predicting the residual from the silent latents.
+
+        The silent latents enter with their signed pre-activations, and gradients flow through the residual too.
+        """
+        del key, step
+        pre = x @ params["W_enc"] + params["b_enc"]
+        h = self._sparsify(pre)
+        residual = x - self.decode(params, h)
+        silent = jnp.all(h == 0, axis=0)
+        aux_residual = residual - self.decode(params, jnp.where(silent, pre, 0))
+        mse = jnp.mean(residual**2)
+        return mse + self.aux_weight * jnp.mean(aux_residual**2), {
+            "mse": mse,
+            "silent": jnp.mean(silent, dtype=x.dtype),
+        }
+
+    def _sparsify(self, pre):
+        latents = jax.nn.relu(pre)
+        return jnp.where(top_k_mask(lax.stop_gradient(latents), self.k), latents, 0)
+
+
+def top_k_mask(x: Float[Array, "n units"], k: int) -> Bool[Array, "n units"]:
+    """Marks the k largest positive entries of each row; among equal ones the first.
+
+    k - 1 passes, each lowering a threshold to the next smaller value: many times faster than `lax.top_k` on CPU, where that
+    sorts. Rows run along the last axis meanwhile, so that the passes vectorise.
+    """
+    columns = x.T
+
+    def lower(_, threshold):
+        return jnp.max(jnp.where(columns < threshold, columns, 0), axis=0)
+
+    threshold = lax.fori_loop(0, k - 1, lower, jnp.max(columns, axis=0))
+    mask = (x >= threshold[:, None]) & (x > 0)
+
+    # Equal values can leave too many: drop the last of the smallest until k remain. Almost always no iteration.
+    def crowded(mask):
+        return jnp.sum(mask, axis=1, keepdims=True) > k
+
+    def drop(mask):
+        smallest = mask & (x == jnp.min(jnp.where(mask, x, jnp.inf), axis=1, keepdims=True))
+        position = jnp.arange(x.shape[1])
+        victim = position == jnp.max(jnp.where(smallest, position, -1), axis=1, keepdims=True)
+        return mask & ~(crowded(mask) & victim)
+
+    return lax.while_loop(lambda mask: jnp.any(crowded(mask)), drop, mask)

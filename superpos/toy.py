@@ -1,0 +1,53 @@
+"""Toy models of superposition."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, Key
+
+Params = dict[str, Array]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class ToyModel:
+    """An autoencoder with tied weights and fewer hidden units than features: h = relu(z W), ẑ = relu(h Wᵀ + b).
+
+    Source: Elhage et al. 2022, "Toy models of superposition", with rectified hidden units as in Longon, Klindt & Khosla,
+    arXiv 2510.03186.
+
+    Attributes:
+        n_features: number of features; static.
+        n_hidden: number of hidden units; static.
+        importance: weight of each feature's error in the loss, scalar or `(n_features,)`.
+
+    Params: `{"W": (n_features, n_hidden), "b": (n_features,)}`; W is the model's superposition arrangement.
+    """
+
+    n_features: int = dataclasses.field(metadata={"static": True})
+    n_hidden: int = dataclasses.field(metadata={"static": True})
+    importance: ArrayLike = 1.0
+
+    def init(self, key: Key[Array, ""]) -> Params:
+        """Xavier-normal W (not truncated), zero b."""
+        scale = (2 / (self.n_features + self.n_hidden)) ** 0.5
+        weights = scale * jax.random.normal(key, (self.n_features, self.n_hidden))
+        return {"W": weights, "b": jnp.zeros(self.n_features)}
+
+    def encode(self, params: Params, z: Float[Array, "*n features"]) -> Float[Array, "*n hidden"]:
+        """Features to hidden units."""
+        return jax.nn.relu(z @ params["W"])
+
+    def decode(self, params: Params, h: Float[Array, "*n hidden"]) -> Float[Array, "*n features"]:
+        """Hidden units to reconstructed features."""
+        return jax.nn.relu(h @ params["W"].T + params["b"])
+
+    def loss(
+        self, params: Params, z: Float[Array, "n features"], *, key: Array | None = None, step: ArrayLike = 0
+    ) -> tuple[Float[Array, ""], dict[str, Array]]:
+        """Importance-weighted mean squared error: mean(importance * (z - ẑ)²)."""
+        del key, step
+        error = z - self.decode(params, self.encode(params, z))
+        return jnp.mean(self.importance * error**2), {}

@@ -1,0 +1,90 @@
+"""The training loop."""
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+from jaxtyping import Array, Key
+
+
+class Model(Protocol):
+    """What `fit` trains: a toy model, a sparse autoencoder, or a user's own."""
+
+    def init(self, key: Array, /) -> Any:
+        """Parameters to start from."""
+
+    def loss(self, params: Any, x: Any, /, *, key: Array, step: Array) -> tuple[Array, dict[str, Array]]:
+        """The loss of one batch, and what else is worth recording."""
+        ...
+
+
+def fit(
+    model: Model,
+    key: Key[Array, ""],
+    sample: Callable[[Array, int], Any],
+    *,
+    data_key: Key[Array, ""] | None = None,
+    params: Any = None,
+    steps: int,
+    batch_size: int,
+    optimizer: optax.GradientTransformation | None = None,
+    report: Callable[[int], None] | None = None,
+    report_every: int = 100,
+) -> tuple[Any, dict[str, Array]]:
+    """Trains one model for a number of steps, as a pure function of its keys: `jit` and `vmap` it.
+
+    Under `vmap` over `key` with `data_key` unbatched, all models see the same batches, drawn once.
+
+    Args:
+        model: has `init(key) -> params` and `loss(params, batch, *, key, step) -> (scalar, aux)`.
+        key: initialises the parameters, and is passed on to the loss.
+        sample: `sample(key, batch_size) -> batch`.
+        data_key: draws the batches; by default derived from `key`.
+        params: to start from; by default `model.init` of a key derived from `key`.
+        steps: number of optimizer steps; static.
+        batch_size: samples in a batch; static.
+        optimizer: an optax transformation; by default `optax.adam(1e-3)`.
+        report: called on the host with the number of steps done, every `report_every` steps: for progress bars.
+        report_every: steps between two reports.
+
+    Returns:
+        The trained parameters, and a history: `{"loss": (steps,)}` with the scalar entries of `aux`, each `(steps,)`.
+
+    Raises:
+        ValueError: steps or batch_size is not positive.
+    """
+    for name, value in (("steps", steps), ("batch_size", batch_size)):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}.")
+    optimizer = optax.adam(1e-3) if optimizer is None else optimizer
+    init_key, loss_key = jax.random.split(key)
+    data_key = jax.random.fold_in(key, 1) if data_key is None else data_key
+
+    def step(state, i):
+        batch = sample(jax.random.fold_in(data_key, i), batch_size)
+        state, record = _update(model, optimizer, state, batch, jax.random.fold_in(loss_key, i), i)
+        tick(report, i, steps, report_every)
+        return state, record
+
+    params = model.init(init_key) if params is None else params
+    (params, _), history = lax.scan(step, (params, optimizer.init(params)), jnp.arange(steps))
+    return params, history
+
+
+def tick(report: Callable[[int], None] | None, step: Array, steps: int, every: int) -> None:
+    """Inside a compiled loop of `steps`, calls `report(step + 1)` on the host after every so many steps and after the last."""
+    if report is not None:
+        due = ((step + 1) % every == 0) | (step + 1 == steps)
+        lax.cond(due, lambda: jax.debug.callback(report, step + 1), lambda: None)
+
+
+def _update(model, optimizer, state, batch, key, step):
+    """One optimizer step: the state after it, and its scalars."""
+    params, opt_state = state
+    (loss, aux), grads = jax.value_and_grad(model.loss, has_aux=True)(params, batch, key=key, step=step)
+    updates, opt_state = optimizer.update(grads, opt_state, params)
+    scalars = {name: value for name, value in aux.items() if jnp.ndim(value) == 0}
+    return (optax.apply_updates(params, updates), opt_state), {"loss": loss, **scalars}
