@@ -148,7 +148,9 @@ def compute(config: ConfigDict, run: Run) -> dict[str, Any]:
         for side, array in loaded["scored"].items()
     }
     # Fails before anything is trained where folds and units don't allow a score.
-    fold_ids, _ = sp.assign_folds(len(loaded["groups"]), config.n_folds, key=jax.random.key(config.seed), groups=loaded["groups"])
+    fold_ids, _ = sp.assign_folds(
+        len(loaded["groups"]), config.n_folds, key=jax.random.key(config.seed), groups=loaded["groups"]
+    )
     sp.align(*loaded["scored"].values(), metrics="semi_match", folds=fold_ids)
 
     started = time.perf_counter()

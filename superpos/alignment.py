@@ -165,7 +165,8 @@ def _check_pair(source, target):
             raise ValueError(f"{name} must hold real numbers, got an array of {array.dtype}.")
         if array.ndim != 2 or 0 in array.shape:
             raise ValueError(f"{name} must be a non-empty (n_samples, n_units) array, got shape {array.shape}.")
-        array = array.astype(jax.dtypes.canonicalize_dtype(jnp.promote_types(array.dtype, jnp.float32)))
+        with np.errstate(over="ignore"):  # an overflow is an infinity, and named below
+            array = array.astype(jax.dtypes.canonicalize_dtype(jnp.promote_types(array.dtype, jnp.float32)))
         if _concrete(array) and not np.isfinite(array).all():
             bad = array.size - np.isfinite(array).sum()
             raise ValueError(f"{name} must be finite in {array.dtype}, got {bad} NaN or infinite values.")

@@ -101,7 +101,7 @@ def update(moments: Moments, x: Float[Array, "n source"], y: Float[Array, "n tar
         ValueError: shapes that do not fit.
     """
     n_source, n_target = moments.xy.shape[1:]
-    fold_ids = jnp.asarray(fold_ids)
+    x, y, fold_ids = jnp.asarray(x), jnp.asarray(y), jnp.asarray(fold_ids)
     n = x.shape[0]
     if x.shape != (n, n_source) or y.shape != (n, n_target) or fold_ids.shape not in ((), (n,)):
         raise ValueError(

@@ -58,7 +58,7 @@ def exact(cost: Float[Array, "n m"], source_mass: Int[Array, " n"], target_mass:
     Returns:
         A `Transport`; its plan is NaN where no unit carries mass.
     """
-    cost = lax.stop_gradient(cost)
+    cost, source_mass, target_mass = lax.stop_gradient(jnp.asarray(cost)), jnp.asarray(source_mass), jnp.asarray(target_mass)
     n, m = cost.shape
     n_nodes = n + m
     n_words = -(-(n_nodes - 1) // 32)

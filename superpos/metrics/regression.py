@@ -86,13 +86,12 @@ class _Path:
         self.part = part
         assert part.x.scatter is not None, "Ridge reads xx"
         count = part.count[:, None]
-        self.inverse_std = jnp.where(source, safe_divide(jnp.ones(()), jnp.sqrt(part.x.squares / count)), 0)
-        scatter = part.x.scatter * self.inverse_std[:, :, None] * self.inverse_std[:, None, :]
-        values, self.vectors = jax.vmap(_eigh)(scatter)
+        inverse_std = jnp.where(source, safe_divide(jnp.ones(()), jnp.sqrt(part.x.squares / count)), 0)
+        values, vectors = jax.vmap(_eigh)(part.x.scatter * inverse_std[:, :, None] * inverse_std[:, None, :])
         kept = values > values.shape[1] * jnp.finfo(values.dtype).eps * values[:, -1:]
         self.values, self.kept = jnp.where(kept, values, 0), kept
-        cross = part.xy * self.inverse_std[:, :, None]
-        self.cross = jnp.einsum("pse,pst->pet", self.vectors, cross, precision=_HIGHEST)
+        self.basis = inverse_std[:, :, None] * vectors  # from the data's units to standardised eigenvectors
+        self.cross = jnp.matmul(self.basis.mT, part.xy, precision=_HIGHEST)
 
     def coefficients(self, alpha):
         """Solutions in the eigenbasis, `(parts, n_source, n_target)`; alpha is a scalar or `(parts, n_target or 1)`."""
@@ -101,8 +100,15 @@ class _Path:
 
     def weights(self, alpha):
         """Solutions in the units of the data, `(parts, n_source, n_target)`."""
-        standard = jnp.einsum("pse,pet->pst", self.vectors, self.coefficients(alpha), precision=_HIGHEST)
-        return standard * self.inverse_std[:, :, None]
+        return jnp.matmul(self.basis, self.coefficients(alpha), precision=_HIGHEST)
+
+    def rotate(self, moments):
+        """Moments whose source units are the eigenvectors."""
+        turned = self.basis.mT
+        scatter = jnp.matmul(jnp.matmul(turned, moments.x.scatter, precision=_HIGHEST), self.basis, precision=_HIGHEST)
+        mean = jnp.einsum("pes,ps->pe", turned, moments.x.mean, precision=_HIGHEST)
+        side = dataclasses.replace(moments.x, mean=mean, scatter=scatter)
+        return dataclasses.replace(moments, x=side, xy=jnp.matmul(turned, moments.xy, precision=_HIGHEST))
 
     def gcv(self, alpha):
         """Minus the generalised cross-validation error of each target, over its variance: `(parts, n_target)`."""
@@ -136,19 +142,16 @@ def _inner_folds(moments, source, alphas):
     kept = np.ones((len(pairs), n_folds), bool)
     np.put_along_axis(kept, pairs, False, axis=1)
     path = _Path(pool(moments, kept), source)
+    fitted_on = path.rotate(path.part)
+    held_out = [path.rotate(jax.tree.map(lambda leaf, side=side: leaf[pairs[:, side]], moments)) for side in (0, 1)]
+    outer = [np.eye(n_folds, dtype=np.float32)[pairs[:, side]] for side in (1, 0)]
 
     def quality(alpha):
-        weights = path.weights(alpha)
-        total = jnp.zeros((n_folds, weights.shape[2]), weights.dtype)
-        for outer, held in ((0, 1), (1, 0)):
-            fold = jax.tree.map(lambda leaf, held=held: leaf[pairs[:, held]], moments)
-            r2 = jax.vmap(_r2)(weights, path.part, fold)
-            total = total + jnp.einsum(
-                "pf,pt->ft", jax.nn.one_hot(pairs[:, outer], n_folds, dtype=r2.dtype), r2, precision=_HIGHEST
-            )
-        return total / (n_folds - 1)
+        coefficients = path.coefficients(alpha)
+        r2 = [jax.vmap(_r2)(coefficients, fitted_on, fold) for fold in held_out]
+        return sum(jnp.matmul(into.T, values, precision=_HIGHEST) for into, values in zip(outer, r2, strict=True))
 
-    return lax.map(quality, alphas)
+    return lax.map(quality, alphas) / (n_folds - 1)
 
 
 def _spread(weights, fold):

@@ -53,7 +53,8 @@ class TopK:
 
     def encode(self, params: Params, x: Float[Array, "n inputs"]) -> Float[Array, "n latents"]:
         """Inputs to latents, at most k of them positive in each sample, the others 0."""
-        return self._sparsify(x @ params["W_enc"] + params["b_enc"])
+        pre = x @ params["W_enc"] + params["b_enc"]
+        return jnp.where(top_k_mask(lax.stop_gradient(pre), self.k), pre, 0)
 
     def decode(self, params: Params, h: Float[Array, "n latents"]) -> Float[Array, "n inputs"]:
         """Latents to reconstructed inputs."""
@@ -68,19 +69,16 @@ class TopK:
         """
         del key, step
         pre = x @ params["W_enc"] + params["b_enc"]
-        h = self._sparsify(pre)
-        residual = x - self.decode(params, h)
-        silent = jnp.all(h == 0, axis=0)
-        aux_residual = residual - self.decode(params, jnp.where(silent, pre, 0))
+        active = top_k_mask(lax.stop_gradient(pre), self.k)
+        silent = ~jnp.any(active, axis=0)
+        # A latent is either active somewhere or silent: one matmul decodes both, into columns of their own.
+        rows = params["W_dec"]
+        decoder = jnp.concatenate([jnp.where(silent[:, None], 0, rows), jnp.where(silent[:, None], rows, 0)], axis=1)
+        decoded = jnp.where(active | silent, pre, 0) @ decoder
+        residual = x - (decoded[:, : self.n_inputs] + params["b_dec"])
+        aux_residual = residual - (decoded[:, self.n_inputs :] + params["b_dec"])
         mse = jnp.mean(residual**2)
-        return mse + self.aux_weight * jnp.mean(aux_residual**2), {
-            "mse": mse,
-            "silent": jnp.mean(silent, dtype=x.dtype),
-        }
-
-    def _sparsify(self, pre):
-        latents = jax.nn.relu(pre)
-        return jnp.where(top_k_mask(lax.stop_gradient(latents), self.k), latents, 0)
+        return mse + self.aux_weight * jnp.mean(aux_residual**2), {"mse": mse, "silent": jnp.mean(silent, dtype=x.dtype)}
 
 
 def top_k_mask(x: Float[Array, "n units"], k: int) -> Bool[Array, "n units"]:
@@ -89,7 +87,7 @@ def top_k_mask(x: Float[Array, "n units"], k: int) -> Bool[Array, "n units"]:
     k - 1 passes, each lowering a threshold to the next smaller value: many times faster than `lax.top_k` on CPU, where that
     sorts. Rows run along the last axis meanwhile, so that the passes vectorise.
     """
-    columns = x.T
+    columns = jnp.maximum(x.T, 0)
 
     def lower(_, threshold):
         return jnp.max(jnp.where(columns < threshold, columns, 0), axis=0)

@@ -1,0 +1,38 @@
+import jaxtyping
+
+# Shapes in the annotations are checked at test time, where all arrays are JAX's; before superpos is imported anywhere.
+CHECKED = ["superpos.features", "superpos.toy", "superpos.sae", "superpos.metrics.base", "superpos.metrics.matching"]
+jaxtyping.install_import_hook(CHECKED, "beartype.beartype")
+
+import jax
+import numpy as np
+import pytest
+
+
+@pytest.fixture(scope="session")
+def sides():
+    """Two representations of 403 samples that share latent variables, with dead, duplicated and scaled units."""
+    rng = np.random.default_rng(0)
+    latent = rng.exponential(size=(403, 6))
+    x = latent @ rng.normal(size=(6, 9)) + 0.5 * rng.normal(size=(403, 9))
+    y = latent @ rng.normal(size=(6, 7)) + 0.5 * rng.normal(size=(403, 7))
+    x[:, 3] = 2.0  # dead
+    x[:, 5] = 3 * x[:, 2]  # duplicated up to scale
+    y[:, 1] = 0.0
+    y[:200, 6] = -1.0  # constant in some folds only where folds are runs of samples
+    return x.astype(np.float32), y.astype(np.float32)
+
+
+@pytest.fixture(scope="session")
+def fold_ids():
+    from sklearn.model_selection import KFold
+
+    ids = np.zeros(403, int)
+    for fold, (_, test) in enumerate(KFold(5, shuffle=True, random_state=42).split(ids)):
+        ids[test] = fold
+    return ids
+
+
+@pytest.fixture
+def key():
+    return jax.random.key(0)
