@@ -1,8 +1,8 @@
 """How alike are two representations, before and after each is disentangled with a sparse autoencoder?
 
-Takes two files of activations to the same samples, trains TopK SAEs on each side, and scores neurons, latents and the latents of
-untrained SAEs on samples that no SAE saw. Look at sae->sae against neuron->neuron, and at what the random_sae controls leave of
-the difference: an untrained SAE has as many latents and is as sparse, but has learned nothing.
+Takes two files of activations to the same samples, trains TopK SAEs on each side, and scores neurons, latents and the latents
+of untrained SAEs on samples that no SAE saw. Look at sae->sae against neuron->neuron, and at what the random_sae controls
+leave of the difference: an untrained SAE has as many latents and is as sparse, but has learned nothing.
 """
 
 import time
@@ -116,13 +116,13 @@ def _read_one(config, side, path):
 
 
 def train(sae: sp.sae.TopK, samples: jax.Array, keys: jax.Array, config: ConfigDict, report=None) -> dict[str, Any]:
-    """SAEs on one side, a leading axis of seeds: before (`random_sae`) and after (`sae`) training, and the final loss."""
+    """SAEs on one side, a leading axis of seeds: before (`random_sae`) and after (`sae`) training."""
     optimizer = optax.adamw(config.sae.learning_rate, weight_decay=config.sae.weight_decay)
 
     def one(key):
         init_key, key = jax.random.split(key)
         start = sae.init(init_key)
-        params, history = sp.fit(
+        params, _ = sp.fit(
             sae,
             key,
             lambda key, n: samples[jax.random.randint(key, (n,), 0, samples.shape[0])],
@@ -132,9 +132,38 @@ def train(sae: sp.sae.TopK, samples: jax.Array, keys: jax.Array, config: ConfigD
             optimizer=optimizer,
             report=report,
         )
-        return {"sae": params, "random_sae": start, "mse": history["mse"][-100:].mean()}
+        return {"sae": params, "random_sae": start}
 
     return jax.vmap(one)(keys)
+
+
+def disentangle(
+    side: str, config: ConfigDict, training: np.ndarray, scored: np.ndarray, run: Run, report=None
+) -> tuple[dict[str, jax.Array], np.ndarray]:
+    """Representations of the scored samples, `(seeds, samples, units)` each, and the variance that each SAE explains there.
+
+    SAEs that an earlier run with this configuration trained are used again.
+    """
+    sae = _sae(config, scored.shape[1])
+    # One scale for all units, so that learning rate and loss mean the same whatever the activations' units are.
+    center, scale = training.mean(axis=0), max(float(training.std(axis=0).mean()), 1e-12)
+    inputs = jnp.asarray((training - center) / scale)
+    held_out = jnp.asarray((scored - center) / scale)
+    keys = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), side == "target"), config.n_seeds)
+    fit = jax.jit(lambda inputs, keys: train(sae, inputs, keys, config, report))
+    trained = run.load(f"{side}_saes", jax.eval_shape(fit, inputs, keys))
+    if trained is None:
+        trained = jax.block_until_ready(fit(inputs, keys))
+        run.save(f"{side}_saes", trained)
+    encode = jax.jit(jax.vmap(sae.encode, (0, None)))
+    codes = {name: encode(params, held_out) for name, params in trained.items()}
+    error = held_out - jax.vmap(sae.decode)(trained["sae"], codes["sae"])
+    unexplained = jnp.mean(error**2, axis=(1, 2)) / jnp.mean((held_out - held_out.mean(axis=0)) ** 2)
+    return {"neuron": jnp.asarray(scored)[None], **codes}, 1 - np.asarray(unexplained)
+
+
+def _sae(config, n_units):
+    return sp.sae.TopK(n_units, config.sae.expansion * n_units, config.sae.k, config.sae.aux_weight)
 
 
 def compute(config: ConfigDict, run: Run) -> dict[str, Any]:
@@ -143,40 +172,20 @@ def compute(config: ConfigDict, run: Run) -> dict[str, Any]:
     if config.n_seeds < 1:
         raise ValueError(f"config.n_seeds must be at least 1, got {config.n_seeds}.")
     loaded = read(config)
-    saes = {
-        side: sp.sae.TopK(array.shape[1], config.sae.expansion * array.shape[1], config.sae.k, config.sae.aux_weight)
-        for side, array in loaded["scored"].items()
-    }
-    # Fails before anything is trained where folds and units don't allow a score.
-    fold_ids, _ = sp.assign_folds(
-        len(loaded["groups"]), config.n_folds, key=jax.random.key(config.seed), groups=loaded["groups"]
-    )
-    sp.align(*loaded["scored"].values(), metrics="semi_match", folds=fold_ids)
+    scored = loaded["scored"]
+    # What can fail fails here, before anything is trained: too few groups for the folds, dead sides, a k that does not fit.
+    fold_key = jax.random.key(config.seed)
+    fold_ids, _ = sp.assign_folds(len(loaded["groups"]), config.n_folds, key=fold_key, groups=loaded["groups"])
+    sp.align(scored["source"], scored["target"], metrics="semi_match", folds=fold_ids)
+    for array in scored.values():
+        _sae(config, array.shape[1])
 
     started = time.perf_counter()
-    units: dict[str, dict[str, jax.Array]] = {}
-    explained = {}
+    units, explained = {}, {}
     with sweeps.progress(2 * config.sae.steps, "training SAEs") as reporter:
-        for index, side in enumerate(loaded["scored"]):
-            # One scale for all units, so that learning rate and loss mean the same whatever the activations' units are.
-            center = loaded["training"][side].mean(axis=0)
-            scale = max(float(loaded["training"][side].std(axis=0).mean()), 1e-12)
-            samples = jnp.asarray((loaded["training"][side] - center) / scale)
-            keys = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), index), config.n_seeds)
-            fit = jax.jit(lambda samples, keys, s=saes[side], r=reporter(): train(s, samples, keys, config, r))
-            trained = run.load(f"{side}_saes", jax.eval_shape(fit, samples, keys))
-            if trained is None:
-                trained = jax.block_until_ready(fit(samples, keys))
-                run.save(f"{side}_saes", trained)
-            inputs = jnp.asarray((loaded["scored"][side] - center) / scale)
-            encode = jax.jit(jax.vmap(saes[side].encode, (0, None)))
-            units[side] = {
-                "neuron": jnp.asarray(loaded["scored"][side])[None],
-                **{name: encode(trained[name], inputs) for name in ("sae", "random_sae")},
-            }
-            error = inputs - jax.vmap(saes[side].decode)(trained["sae"], units[side]["sae"])
-            unexplained = jnp.mean(error**2, axis=(1, 2)) / jnp.mean((inputs - inputs.mean(axis=0)) ** 2)
-            explained[side] = sp.stats.over_seeds(1 - np.asarray(unexplained))
+        for side in scored:
+            units[side], variance = disentangle(side, config, loaded["training"][side], scored[side], run, reporter())
+            explained[side] = sp.stats.over_seeds(variance)
     trained_at = time.perf_counter()
 
     rows = []

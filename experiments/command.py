@@ -27,7 +27,10 @@ def main(
 
     Bad input ends in one line on standard error and exit status 2.
     """
-    config_flags.DEFINE_config_dict("config", config)
+    try:
+        config_flags.DEFINE_config_dict("config", config)  # reads the command line for config's fields at once
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        _fail(f"config takes {', '.join(_fields(config))}; got a field or value that does not fit: {error}")
     workdir = flags.DEFINE_string("workdir", f"results/{name}", "Folder for config.json, results.json and figure.png.")
 
     def parse(argv):
@@ -58,6 +61,12 @@ def main(
 
     logging.set_verbosity(logging.WARNING)  # absl would print what JAX says of backends that it did not find
     app.run(start, flags_parser=parse)
+
+
+def _fields(config):
+    """The names of all fields, those of nested ones with their dots."""
+    for name, value in config.items():
+        yield from (f"{name}.{inner}" for inner in _fields(value)) if isinstance(value, ConfigDict) else (name,)
 
 
 def _readable(row):

@@ -2,8 +2,8 @@
 
 Trains toy models of several widths and seeds on the same features, and a TopK SAE on the hidden units of each; scores every
 pair of seeds on features that none was trained on. Look at whether sae->sae rises above neuron->neuron, at the random_sae
-controls (an SAE at its initialisation), and at feature recovery, which says how much the SAE found: where it found little (8 hidden
-units), matching latents is no better than matching neurons.
+controls (an SAE at its initialisation), and at feature recovery, which says how much the SAE found: where it found little
+(8 hidden units), matching latents is no better than matching neurons.
 
 Protocol: Longon, Klindt & Khosla, arXiv 2510.03186, toy models, as in their published code.
 """
@@ -25,6 +25,7 @@ from superpos import plotting, sweeps
 from superpos.results import Run
 from superpos.training import tick
 
+REPRESENTATIONS = ("neuron", "sae", "random_sae")
 COMPARISONS = (
     "neuron->neuron",
     "sae->neuron",
@@ -110,8 +111,7 @@ class Study:
     def units(self, name):
         """Which columns of `represent` belong to a representation, padded to one length with indices out of range."""
         sizes = {"neuron": self.n_hidden, "sae": self.sae.n_latents, "random_sae": self.sae.n_latents}
-        names = list(sizes)
-        first = sum(sizes[earlier] for earlier in names[: names.index(name)])
+        first = sum(sizes[earlier] for earlier in REPRESENTATIONS[: REPRESENTATIONS.index(name)])
         padding = np.full(max(sizes.values()) - sizes[name], sum(sizes.values()))
         return np.concatenate([np.arange(first, first + sizes[name]), padding])
 
@@ -139,7 +139,7 @@ class Study:
         features = np.arange(self.features.n_features)
         return {
             name: sp.metrics.feature_recovery(sp.moments.select(moments, self.units(name), features)).mean()
-            for name in ("neuron", "sae", "random_sae")
+            for name in REPRESENTATIONS
         }
 
     def _moments(self, eval_key, sides, reads, report=None):
@@ -217,8 +217,9 @@ def tabulate(config: ConfigDict, results: list[dict[str, Any]]) -> tuple[list[di
                 scores = np.asarray(result["scores"][metric.name])[..., i]
                 summary = sp.stats.over_pairs(scores, symmetric=metric.symmetric and source == target)
                 rows.append({"n_hidden": n_hidden, "metric": metric.name, "comparison": comparison, **summary})
-        for units, values in result["recovery"].items():
-            recovery.append({"n_hidden": n_hidden, "units": units, **sp.stats.over_seeds(values)})
+        for units in REPRESENTATIONS:
+            summary = sp.stats.over_seeds(result["recovery"][units])
+            recovery.append({"n_hidden": n_hidden, "units": units, **summary})
     return rows, recovery
 
 

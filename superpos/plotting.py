@@ -103,18 +103,12 @@ def alignment_bars(rows: Sequence[dict[str, Any]], title: str, path: str | PathL
             error_kw={"capsize": 3, "ecolor": "#777777"},
         )
         for position, row in zip(positions, chosen, strict=True):
-            axis.annotate(
-                f"{row['mean']:.3f}",
-                (0, position),
-                xytext=(3, 0),
-                textcoords="offset points",
-                va="center",
-                fontsize=8,
-                color="white",
-            )
+            end = max(row["mean"], *(row["ci95"] or (0,)))
+            axis.annotate(f"{row['mean']:.3f}", (end, position), (4, 0), textcoords="offset points", va="center", fontsize=8)
         axis.set_yticks(range(len(comparisons)), comparisons)
         axis.invert_yaxis()
         axis.set_xlabel(_TITLES.get(metric, metric))
+        axis.margins(x=0.18)  # room for the numbers
         axis.axvline(0, color="black", linewidth=0.8)
     figure.suptitle(f"{title}\n{_caption(rows)}", fontsize=9, color="#444444")
     figure.savefig(path, dpi=200)

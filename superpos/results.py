@@ -64,8 +64,8 @@ class Run:
         with ocp.StandardCheckpointer() as checkpointer:
             checkpointer.save(self._checkpoint(name), tree, force=True)
 
-    def load(self, name: str, like: Any) -> Any | None:
-        """The checkpoint `name`, with the structure, shapes and dtypes of `like`; None where there is none."""
+    def load(self, name: str, like: Any = None) -> Any | None:
+        """The checkpoint `name`, None where there is none; `like` gives structure, shapes and dtypes, by default as saved."""
         import orbax.checkpoint as ocp
 
         if not self._checkpoint(name).exists():

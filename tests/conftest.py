@@ -1,12 +1,11 @@
-import jaxtyping
-
-# Shapes in the annotations are checked at test time, where all arrays are JAX's; before superpos is imported anywhere.
-CHECKED = ["superpos.features", "superpos.toy", "superpos.sae", "superpos.metrics.base", "superpos.metrics.matching"]
-jaxtyping.install_import_hook(CHECKED, "beartype.beartype")
-
 import jax
+import jaxtyping
 import numpy as np
 import pytest
+
+# Shapes in the annotations are checked at test time, where all arrays are JAX's; superpos is not imported before this.
+CHECKED = ["superpos.features", "superpos.toy", "superpos.sae", "superpos.metrics.base", "superpos.metrics.matching"]
+jaxtyping.install_import_hook(CHECKED, "beartype.beartype")
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,201 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import align, toy_alignment
+from superpos.results import Run
+
+ROOT = Path(__file__).parents[1]
+
+
+def run_command(name, *arguments):
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    return subprocess.run(
+        [sys.executable, "-m", f"experiments.{name}", *arguments],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def small_study():
+    config = toy_alignment.get_config()
+    config.n_seeds = 3
+    config.n_hidden = (4,)
+    config.metrics = ("semi_match", "soft_match")
+    config.features.n_features = 12
+    config.toy.update({"steps": 40, "batch_size": 64})
+    config.sae.update({"n_latents": 12, "k": 2, "steps": 30, "batch_size": 64})
+    config.eval.update({"n_samples": 1000, "batch_size": 100})
+    return config
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    run = Run(tmp_path_factory.mktemp("toy") / "run", "toy_alignment", small_study().to_dict())
+    results = toy_alignment.compute(small_study(), run)
+    toy_alignment.draw(results, run)
+    return run, results
+
+
+def test_study_writes_what_the_contract_says(study):
+    run, _ = study
+    assert {file.name for file in run.path.iterdir()} >= {"config.json", "results.json", "figure.png"}
+    written = json.loads((run.path / "results.json").read_text())
+    assert set(written) >= {"experiment", "rows", "recovery", "seconds", "environment"}
+    assert written["experiment"] == "toy_alignment"
+    assert set(written["seconds"]) == {"compile", "run"}
+    assert {(row["metric"], row["comparison"]) for row in written["rows"]} == {
+        (metric, comparison) for metric in small_study().metrics for comparison in toy_alignment.COMPARISONS
+    }
+    for row in written["rows"]:
+        assert {"n_hidden", "metric", "comparison", "mean", "std", "ci95", "n_seeds", "n_pairs"} == set(row)
+        low, high = row["ci95"]
+        assert low <= row["mean"] <= high
+        symmetric = row["metric"] == "soft_match" and len(set(row["comparison"].split("->"))) == 1
+        assert row["n_pairs"] == (3 if symmetric else 6)
+    assert [row["units"] for row in written["recovery"]] == ["neuron", "sae", "random_sae"]
+    assert abs(written["largest_duality_gap"]) < 1e-5
+
+
+def test_one_seed_alone_is_that_seed_in_the_study(study):
+    run, _ = study
+    config = small_study()
+    states = run.load("states")["4"]
+    init_key, data_key, _, _ = jax.random.split(jax.random.key(config.seed), 4)
+    seeds = jax.random.split(jax.random.fold_in(init_key, 4), config.n_seeds)
+    alone = jax.jit(toy_alignment.Study(config, 4).train)(seeds[2], data_key)
+    for together, single in zip(jax.tree.leaves(states), jax.tree.leaves(alone), strict=True):
+        np.testing.assert_allclose(together[2], single, atol=1e-4)
+
+
+def test_scores_are_those_of_align_on_the_same_samples(study):
+    """The study's padded, streamed path against plain arrays."""
+    import superpos as sp
+
+    run, results = study
+    config = small_study()
+    states = run.load("states")["4"]
+    toy = toy_alignment.Study(config, 4)
+    _, _, eval_key, _ = jax.random.split(jax.random.key(config.seed), 4)
+    batches = range(toy.eval_batches)
+    z = jnp.concatenate([toy.features.sample(jax.random.fold_in(eval_key, i), 100) for i in batches])
+    ids = np.repeat([i % 5 for i in batches], 100)
+    codes = []
+    for seed in range(3):
+        state = jax.tree.map(lambda leaf, seed=seed: leaf[seed], states)
+        codes.append(toy.sae.encode(state["sae"], toy.toy.encode(state["toy"], z)))
+    pairs = [(a, b) for a in range(3) for b in range(3) if a != b]
+    scores = [sp.align(codes[a], codes[b], metrics=("semi_match", "soft_match"), folds=ids) for a, b in pairs]
+    for row in results["rows"]:
+        if row["comparison"] == "sae->sae":
+            mean = np.mean([score[row["metric"]].mean for score in scores])
+            np.testing.assert_allclose(row["mean"], mean, atol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def activations(tmp_path_factory):
+    """Files of activations: 120 images of 3 positions, both sides mixing the same sparse features."""
+    folder = tmp_path_factory.mktemp("activations")
+    rng = np.random.default_rng(0)
+    features = rng.uniform(size=(120, 3, 12)) * (rng.uniform(size=(120, 3, 12)) < 0.3)
+    np.save(folder / "a.npy", features @ rng.normal(size=(12, 6)))
+    np.save(folder / "b.npy", np.moveaxis(features @ rng.normal(size=(12, 5)), 2, 0))  # units, samples, positions
+    np.savez(folder / "both.npz", a=features[:, 0] @ rng.normal(size=(12, 6)), b=features[:, 0] @ rng.normal(size=(12, 5)))
+    np.save(folder / "nan.npy", np.full((120, 6), np.nan))
+    np.save(folder / "dead.npy", np.ones((120, 6)))
+    np.save(folder / "line.npy", np.ones(120))
+    return folder
+
+
+def small_align(folder):
+    config = align.get_config()
+    config.source, config.target = f"{folder}/a.npy", f"{folder}/b.npy"
+    config.target_axes = "units,samples,positions"
+    config.n_seeds = 3
+    config.metrics = ("semi_match",)
+    config.sae.update({"expansion": 2, "k": 2, "steps": 30, "batch_size": 32})
+    return config
+
+
+def test_align_scores_every_comparison(activations, tmp_path):
+    config = small_align(activations)
+    run = Run(tmp_path, "align", config.to_dict())
+    results = align.compute(config, run)
+    align.draw(results, run)
+    assert [row["comparison"] for row in results["rows"]] == list(align.COMPARISONS)
+    assert [row["n_seeds"] for row in results["rows"]] == [1, 3, 3, 3, 3, 3]
+    assert results["n_scored"] == 180
+    assert run.figure.stat().st_size > 10_000
+    assert Run(tmp_path, "align", config.to_dict()).finished()["rows"] == json.loads(json.dumps(results["rows"]))
+
+
+def test_groups_straddle_neither_the_split_nor_folds(activations):
+    loaded = align.read(small_align(activations))
+    assert len(loaded["groups"]) == 180
+    np.testing.assert_array_equal(np.unique(loaded["groups"], return_counts=True)[1], 3)  # whole images only
+    trained, scored = ({tuple(row) for row in loaded[part]["source"] if row.any()} for part in ("training", "scored"))
+    assert len(trained) > 150
+    assert not trained & scored
+
+
+def test_training_files_leave_all_samples_to_be_scored(activations):
+    config = small_align(activations)
+    config.source_train, config.target_train = config.source, config.target
+    loaded = align.read(config)
+    assert len(loaded["groups"]) == 360
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "config.source names no file"),
+        (["--config.source=missing.npy"], "missing.npy is not there"),
+        (["--config.source={}/line.npy"], "at least two axes"),
+        (["--config.source={}/nan.npy", "--config.target={}/nan.npy"], "NaN or infinite"),
+        (["--config.source={}/dead.npy", "--config.target={}/dead.npy"], "no live unit"),
+        (["--config.source={}/both.npz:c"], "no array 'c'"),
+        (["--config.source={}/both.npz:a", "--config.target={}/a.npy"], "same samples, got 120 and 360"),
+        (
+            ["--config.source={}/a.npy", "--config.target={}/a.npy", "--config.sae.k=25"],
+            "k must be between 1 and n_latents = 24",
+        ),
+        (["--config.source={}/a.npy", "--config.target={}/a.npy", "--config.metrics=('cosine',)"], "got 'cosine'"),
+        (["--config.source={}/a.npy", "--config.target={}/a.npy", "--config.n_folds=100"], "number of groups, 60, got 100"),
+        (["--config.train_fraction=2", "--config.source={}/a.npy", "--config.target={}/a.npy"], "train_fraction must be"),
+        (["--config.nonsense=1"], "nonsense"),
+        (["--config.seed=three"], "seed"),
+        (["stray"], "unexpected argument 'stray'"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(activations, tmp_path, arguments, message):
+    done = run_command("align", f"--workdir={tmp_path}/run", *(argument.format(activations) for argument in arguments))
+    assert done.returncode == 2, done.stderr
+    assert message in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_swapped_axes_are_suggested(activations, tmp_path):
+    np.save(tmp_path / "t.npy", np.random.default_rng(0).normal(size=(5, 120)))
+    done = run_command(
+        "align", f"--config.source={activations}/both.npz:a", f"--config.target={tmp_path}/t.npy", f"--workdir={tmp_path}/run"
+    )
+    assert done.returncode == 2
+    assert "--config.target_axes=units,samples" in done.stderr
+
+
+def test_importing_the_library_is_light():
+    heavy = ("flax", "orbax", "matplotlib", "tensorstore", "scipy.stats", "tqdm")
+    code = f"import superpos, sys; print([name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
