@@ -6,6 +6,7 @@ leave of the difference: an untrained SAE has as many latents and is as sparse, 
 """
 
 import time
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -181,11 +182,11 @@ def compute(config: ConfigDict, run: Run) -> dict[str, Any]:
         _sae(config, array.shape[1])
 
     started = time.perf_counter()
-    units, explained = {}, {}
+    units, explained = {}, []
     with sweeps.progress(2 * config.sae.steps, "training SAEs") as reporter:
         for side in scored:
             units[side], variance = disentangle(side, config, loaded["training"][side], scored[side], run, reporter())
-            explained[side] = sp.stats.over_seeds(variance)
+            explained.append({"side": side, **sp.stats.over_seeds(variance)})
     trained_at = time.perf_counter()
 
     rows = []
@@ -222,7 +223,8 @@ def _score(source, target, metrics, fold_ids, n_folds, comparison):
 def draw(results: dict[str, Any], run: Run) -> None:
     """The figure: a panel a metric, a bar a comparison."""
     config = run.config
-    plotting.alignment_bars(results["rows"], f"{config['source']} → {config['target']}", run.figure)
+    title = " → ".join(Path(config[side]).name for side in ("source", "target"))
+    plotting.alignment_bars(results["rows"], title, run.figure)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ def main(
     Args:
         name: of the experiment, and of its default workdir under results/.
         config: every field with its default.
-        compute: does the work and returns `run.finish(...)`.
+        compute: does the work and returns `run.finish(...)`, whose lists of rows are printed as tables.
         draw: draws the figure from these results.
 
     Bad input ends in one line on standard error and exit status 2.
@@ -52,10 +52,10 @@ def main(
             draw(results, run)
         except (ValueError, OSError) as error:
             _fail(error)
-        print(tabulate([_readable(row) for row in results["rows"]], headers="keys", floatfmt=".3f"))
-        if "recovery" in results:
-            print("\nFeature recovery")
-            print(tabulate([_readable(row) for row in results["recovery"]], headers="keys", floatfmt=".3f"))
+        for table, rows in results.items():
+            if isinstance(rows, list):
+                print("" if table == "rows" else f"\n{table.replace('_', ' ')}")
+                print(tabulate([_readable(row) for row in rows], headers="keys", floatfmt=".3f"))
         spent = ", ".join(f"{stage} {value:.0f} s" for stage, value in results["seconds"].items())
         print(f"\n{spent}; results and figure in {run.path}/")
 
