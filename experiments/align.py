@@ -17,18 +17,9 @@ from jax import lax
 from ml_collections import ConfigDict
 
 import superpos as sp
-from experiments import command
+from experiments import COMPARISONS, command
 from superpos import data, plotting, sweeps
 from superpos.results import Run
-
-COMPARISONS = (
-    "neuron->neuron",
-    "sae->neuron",
-    "sae->sae",
-    "random_sae->neuron",
-    "random_sae->sae",
-    "random_sae->random_sae",
-)
 
 
 def get_config() -> ConfigDict:

@@ -20,20 +20,12 @@ from jax import lax
 from ml_collections import ConfigDict
 
 import superpos as sp
-from experiments import command
+from experiments import COMPARISONS, command
 from superpos import plotting, sweeps
 from superpos.results import Run
 from superpos.training import tick
 
 REPRESENTATIONS = ("neuron", "sae", "random_sae")
-COMPARISONS = (
-    "neuron->neuron",
-    "sae->neuron",
-    "sae->sae",
-    "random_sae->neuron",
-    "random_sae->sae",
-    "random_sae->random_sae",
-)
 
 
 def get_config() -> ConfigDict:
@@ -192,6 +184,8 @@ def compute(config: ConfigDict, run: Run) -> dict[str, Any]:
     """Compiles and runs the study, and tabulates it."""
     if config.n_seeds < 2:
         raise ValueError(f"config.n_seeds must be at least 2, to have a pair to compare, got {config.n_seeds}.")
+    if not config.n_hidden:
+        raise ValueError("config.n_hidden is empty: name at least one width.")
     steps = config.toy.steps + config.sae.steps + Study(config, config.n_hidden[0]).eval_batches
     with sweeps.progress(len(config.n_hidden) * steps, "toy_alignment") as reporter:
         started = time.perf_counter()

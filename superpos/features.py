@@ -19,12 +19,21 @@ class SparseFeatures:
         n_features: number of features; static.
         probability: of a feature being active, scalar or `(n_features,)`; may be traced and vmapped.
 
+    Raises:
+        ValueError: no feature, or a probability outside 0 to 1.
+
     >>> SparseFeatures(n_features=64, probability=0.1).sample(jax.random.key(0), 1000).shape
     (1000, 64)
     """
 
     n_features: int = dataclasses.field(metadata={"static": True})
     probability: ArrayLike = 0.1
+
+    def __post_init__(self):
+        if self.n_features < 1:
+            raise ValueError(f"n_features must be at least 1, got {self.n_features}.")
+        if isinstance(self.probability, (int, float)) and not 0 <= self.probability <= 1:  # traced ones can't be checked
+            raise ValueError(f"probability must be between 0 and 1, got {self.probability}.")
 
     def sample(self, key: Key[Array, ""], n: int) -> Float[Array, "n features"]:
         """Draws `n` samples, `(n, n_features)`."""

@@ -1,5 +1,6 @@
 """Figures from result tables. One colour a comparison, everywhere."""
 
+import math
 from collections.abc import Sequence
 from os import PathLike
 from typing import Any
@@ -50,7 +51,7 @@ def alignment_by_width(rows: Sequence[dict[str, Any]], recovery: Sequence[dict[s
             shift = 2 ** (0.05 * (offset - (len(names) - 1) / 2))
             axis.errorbar(
                 [row["n_hidden"] * shift for row in line],
-                [row["mean"] for row in line],
+                _means(line),
                 yerr=_errors(line),
                 label=name,
                 color=COLOURS.get(name, "grey"),
@@ -64,7 +65,7 @@ def alignment_by_width(rows: Sequence[dict[str, Any]], recovery: Sequence[dict[s
         axis.set_xticks(widths, [str(width) for width in widths])
         axis.minorticks_off()
         axis.set_xlabel("hidden units")
-        axis.set_ylim(min(0, min(row["mean"] for row in chosen) - 0.05), 1)
+        axis.set_ylim(min(0, axis.get_ylim()[0]), 1)
         title = "Feature recovery" if panel == "recovery" else _TITLES.get(panel, panel)
         axis.set_title(title)
     axes[0].set_ylabel("mean over pairs of seeds, held out")
@@ -96,15 +97,22 @@ def alignment_bars(rows: Sequence[dict[str, Any]], title: str, path: str | PathL
         positions = [comparisons.index(row["comparison"]) for row in chosen]
         axis.barh(
             positions,
-            [row["mean"] for row in chosen],
+            _means(chosen),
             xerr=_errors(chosen),
             color=[COLOURS.get(row["comparison"], "grey") for row in chosen],
             height=0.7,
             error_kw={"capsize": 3, "ecolor": "#777777"},
         )
         for position, row in zip(positions, chosen, strict=True):
-            end = max(row["mean"], *(row["ci95"] or (0,)))
-            axis.annotate(f"{row['mean']:.3f}", (end, position), (4, 0), textcoords="offset points", va="center", fontsize=8)
+            end = max(row["mean"] or 0, *(row["ci95"] or (0,)))
+            axis.annotate(
+                "no score" if row["mean"] is None else f"{row['mean']:.3f}",
+                (end, position),
+                (4, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize=8,
+            )
         axis.set_yticks(range(len(comparisons)), comparisons)
         axis.invert_yaxis()
         axis.set_xlabel(_TITLES.get(metric, metric))
@@ -125,12 +133,18 @@ def _pyplot():
     return plt
 
 
+def _means(rows):
+    """Means, NaN where there is none."""
+    return [math.nan if row["mean"] is None else row["mean"] for row in rows]
+
+
 def _errors(rows):
     """Distances from the mean to both ends of the interval, 0 where there is none."""
-    ends = [row["ci95"] or (row["mean"], row["mean"]) for row in rows]
+    means = _means(rows)
+    ends = [row["ci95"] or (mean, mean) for row, mean in zip(rows, means, strict=True)]
     return [
-        [row["mean"] - low for row, (low, _) in zip(rows, ends, strict=True)],
-        [high - row["mean"] for row, (_, high) in zip(rows, ends, strict=True)],
+        [mean - low for mean, (low, _) in zip(means, ends, strict=True)],
+        [high - mean for mean, (_, high) in zip(means, ends, strict=True)],
     ]
 
 

@@ -1,6 +1,7 @@
 """A run's folder: `config.json`, `results.json`, `figure.png` and checkpoints."""
 
 import json
+import math
 import os
 import platform
 import subprocess
@@ -44,7 +45,7 @@ class Run:
         return read_json(file) if file.exists() else None
 
     def finish(self, rows: list[dict[str, Any]], seconds: dict[str, float], **tables: Any) -> dict[str, Any]:
-        """Writes `results.json` and returns what it holds; `tables` are further entries beside `rows`."""
+        """Writes `results.json` and returns what it holds (null for NaN); `tables` are further entries beside `rows`."""
         results = {
             "experiment": self.experiment,
             "rows": rows,
@@ -54,7 +55,7 @@ class Run:
         }
         self._claim()
         _write_json(self.path / "results.json", results)
-        return results
+        return read_json(self.path / "results.json")
 
     def save(self, name: str, tree: Any) -> None:
         """Saves a pytree of arrays as a checkpoint of this run."""
@@ -127,5 +128,14 @@ def read_json(file: Path) -> Any:
 def _write_json(file, content):
     """Writes a file whole or not at all."""
     part = file.with_suffix(".part")
-    part.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
+    part.write_text(json.dumps(_finite(content), indent=1, allow_nan=False) + "\n")
     part.replace(file)
+
+
+def _finite(content):
+    """The same with null for NaN and infinity, which JSON does not know."""
+    if isinstance(content, dict):
+        return {key: _finite(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_finite(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content

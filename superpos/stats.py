@@ -67,4 +67,6 @@ def _jackknife_interval(estimate, without, level):
     n_seeds = len(without)
     error = np.sqrt((n_seeds - 1) * np.mean((without - without.mean()) ** 2))
     half = t.ppf(0.5 + level / 2, n_seeds - 1) * error
+    if not np.isfinite(half):
+        return None
     return [float(estimate - half), float(estimate + half)]

@@ -24,12 +24,19 @@ class ToyModel:
         n_hidden: number of hidden units; static.
         importance: weight of each feature's error in the loss, scalar or `(n_features,)`.
 
+    Raises:
+        ValueError: a size that is not positive.
+
     Params: `{"W": (n_features, n_hidden), "b": (n_features,)}`; W is the model's superposition arrangement.
     """
 
     n_features: int = dataclasses.field(metadata={"static": True})
     n_hidden: int = dataclasses.field(metadata={"static": True})
     importance: ArrayLike = 1.0
+
+    def __post_init__(self):
+        if self.n_features < 1 or self.n_hidden < 1:
+            raise ValueError(f"n_features and n_hidden must be at least 1, got {self.n_features} and {self.n_hidden}.")
 
     def init(self, key: Key[Array, ""]) -> Params:
         """Xavier-normal W (not truncated), zero b."""

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import align, toy_alignment
+from experiments import COMPARISONS, align, toy_alignment
 from superpos.results import Run
 
 ROOT = Path(__file__).parents[1]
@@ -55,7 +55,7 @@ def test_study_writes_what_the_contract_says(study):
     assert written["experiment"] == "toy_alignment"
     assert set(written["seconds"]) == {"compile", "run"}
     assert {(row["metric"], row["comparison"]) for row in written["rows"]} == {
-        (metric, comparison) for metric in small_study().metrics for comparison in toy_alignment.COMPARISONS
+        (metric, comparison) for metric in small_study().metrics for comparison in COMPARISONS
     }
     for row in written["rows"]:
         assert {"n_hidden", "metric", "comparison", "mean", "std", "ci95", "n_seeds", "n_pairs"} == set(row)
@@ -132,7 +132,7 @@ def test_align_scores_every_comparison(activations, tmp_path):
     run = Run(tmp_path, "align", config.to_dict())
     results = align.compute(config, run)
     align.draw(results, run)
-    assert [row["comparison"] for row in results["rows"]] == list(align.COMPARISONS)
+    assert [row["comparison"] for row in results["rows"]] == list(COMPARISONS)
     assert [row["n_seeds"] for row in results["rows"]] == [1, 3, 3, 3, 3, 3]
     assert results["n_scored"] == 180
     assert run.figure.stat().st_size > 10_000

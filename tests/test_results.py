@@ -24,6 +24,11 @@ def test_a_run_is_written_once_and_found_again(tmp_path):
     }
 
 
+def test_a_score_that_is_nan_is_null_not_lost(tmp_path):
+    results = Run(tmp_path, "toy", CONFIG).finish([{"mean": float("nan"), "ci95": None}], {})
+    assert results["rows"] == [{"mean": None, "ci95": None}]
+
+
 @pytest.mark.parametrize(("experiment", "config"), [("toy", {"seed": 1}), ("other", CONFIG)])
 def test_another_configuration_is_refused(tmp_path, experiment, config):
     Run(tmp_path, "toy", CONFIG).finish([], {})
