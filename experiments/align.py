@@ -56,8 +56,7 @@ def read(config: ConfigDict) -> dict[str, Any]:
     A group is the samples that share an index on the first axis. Groups are split between training and scoring.
 
     Raises:
-        ValueError: files or settings that do not fit each other.
-        FileNotFoundError: a file that is missing.
+        ValueError: files that are missing or no arrays, or files and settings that do not fit each other.
     """
     sides, groups = {}, None
     for side in ("source", "target"):
@@ -65,7 +64,11 @@ def read(config: ConfigDict) -> dict[str, Any]:
             raise ValueError(f"config.{side} names no file: pass --config.{side}=activations.npy.")
         sides[side], side_groups = _read_one(config, side, config[side])
         if side_groups is not None and groups is not None and not np.array_equal(groups, side_groups):
-            raise ValueError("config.source and config.target must have the same axes before units, to be the same samples.")
+            raise ValueError(
+                f"config.source and config.target must pair the same samples, got {len(sides['source'])} in groups of "
+                f"{np.bincount(groups)[0]} and {len(sides['target'])} in groups of {np.bincount(side_groups)[0]}: name their "
+                "axes with --config.source_axes and --config.target_axes, such as units,samples,positions."
+            )
         groups = side_groups if groups is None else groups
     source, target = sides["source"], sides["target"]
     if len(source) != len(target):
@@ -73,7 +76,7 @@ def read(config: ConfigDict) -> dict[str, Any]:
         hint = f" Try --config.{swapped[-1]}_axes=units,samples." if swapped else ""
         raise ValueError(
             f"config.source and config.target must have the same samples, got {len(source)} and {len(target)} "
-            f"(as samples x units: {source.shape} and {target.shape}).{hint}"
+            f"(as samples x units, with further axes counted as samples: {source.shape} and {target.shape}).{hint}"
         )
     groups = np.arange(len(source)) if groups is None else groups
 
@@ -99,7 +102,7 @@ def _read_one(config, side, path):
     axes = [name.strip() for name in config[f"{side}_axes"].split(",")] if config[f"{side}_axes"] else None
     try:
         array, groups = data.flatten(data.load(path), axes)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         raise ValueError(f"config.{side}: {error}") from error
     array = array.astype(np.float32)
     if not np.isfinite(array).all():
@@ -171,6 +174,7 @@ def compute(config: ConfigDict, run: Run) -> dict[str, Any]:
     sp.align(scored["source"], scored["target"], metrics="semi_match", folds=fold_ids)
     for array in scored.values():
         _sae(config, array.shape[1])
+    run.claim()
 
     started = time.perf_counter()
     units, explained = {}, []
@@ -219,4 +223,4 @@ def draw(results: dict[str, Any], run: Run) -> None:
 
 
 if __name__ == "__main__":
-    command.main("align", get_config(), compute, draw)
+    command.main("align", get_config(), compute, draw, files=("source", "target", "source_train", "target_train"))

@@ -1,13 +1,14 @@
 """The command line that all experiments share."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 from tabulate import tabulate
 
+from superpos import data
 from superpos.results import Run
 
 
@@ -16,6 +17,7 @@ def main(
     config: ConfigDict,
     compute: Callable[[ConfigDict, Run], dict[str, Any]],
     draw: Callable[[dict[str, Any], Run], None],
+    files: Sequence[str] = (),
 ) -> None:
     """Runs an experiment: `python -m experiments.<name> [--config.<field>=<value> ...] [--workdir=DIR]`.
 
@@ -24,13 +26,22 @@ def main(
         config: every field with its default.
         compute: does the work and returns `run.finish(...)`, whose lists of rows are printed as tables.
         draw: draws the figure from these results.
+        files: fields that name files of input, whose content is part of the configuration too.
 
     Bad input ends in one line on standard error and exit status 2.
     """
+    if {"--help", "-h", "-help"} & set(sys.argv[1:]):
+        print(sys.modules["__main__"].__doc__)
+        for field in (*(f"config.{field}={value!r}" for field, value in _fields(config)), f"workdir=results/{name}"):
+            print(f"  --{field}")
+        return
     try:
         config_flags.DEFINE_config_dict("config", config)  # reads the command line for config's fields at once
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        _fail(f"config takes {', '.join(_fields(config))}; got a field or value that does not fit: {error}")
+    except (AttributeError, KeyError) as error:
+        unknown = str(error).strip("\"'")
+        _fail(f"config has no field {unknown!r}; its fields are {', '.join(field for field, _ in _fields(config))}.")
+    except (TypeError, ValueError) as error:
+        _fail(error)
     workdir = flags.DEFINE_string("workdir", f"results/{name}", "Folder for config.json, results.json and figure.png.")
 
     def parse(argv):
@@ -43,10 +54,14 @@ def main(
         if len(argv) > 1:
             _fail(f"unexpected argument {argv[1]!r}: settings are given as --config.<field>=<value>.")
         try:
-            run = Run(workdir.value, name, flags.FLAGS.config.to_dict())
+            config = flags.FLAGS.config
+            if not 0 <= config.seed < 2**32:
+                _fail(f"config.seed must be between 0 and {2**32 - 1}, got {config.seed}.")
+            inputs = {field: data.fingerprint(config[field]) for field in files if config[field]}
+            run = Run(workdir.value, name, {**config.to_dict(), **({"sha256": inputs} if inputs else {})})
             results = run.finished()
             if results is None:
-                results = compute(flags.FLAGS.config, run)
+                results = compute(config, run)
             else:
                 print(f"{run.path} holds this run's results already; name another --workdir to compute them anew.")
             draw(results, run)
@@ -64,9 +79,12 @@ def main(
 
 
 def _fields(config):
-    """The names of all fields, those of nested ones with their dots."""
+    """The name of each field, dotted where nested, and its value."""
     for name, value in config.items():
-        yield from (f"{name}.{inner}" for inner in _fields(value)) if isinstance(value, ConfigDict) else (name,)
+        if isinstance(value, ConfigDict):
+            yield from ((f"{name}.{inner}", value) for inner, value in _fields(value))
+        else:
+            yield name, value
 
 
 def _readable(row):

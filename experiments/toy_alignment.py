@@ -8,6 +8,7 @@ controls (an SAE at its initialisation), and at feature recovery, which says how
 Protocol: Longon, Klindt & Khosla, arXiv 2510.03186, toy models, as in their published code.
 """
 
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -48,6 +49,7 @@ def get_config() -> ConfigDict:
             "weight_decay": 0.01,
         }
     )
+    # n_samples is rounded up, so that each fold is made of whole batches.
     config.eval = ConfigDict({"n_samples": 204_800, "batch_size": 4096, "n_folds": 5})
     return config
 
@@ -64,10 +66,10 @@ class Study:
         self.toy = sp.toy.ToyModel(settings.n_features, n_hidden, importance)
         self.sae = sp.sae.TopK(n_hidden, config.sae.n_latents, config.sae.k, config.sae.aux_weight)
         # Each fold is a run of batches of its own: samples are independent, so any split is as good as a shuffled one.
-        per_fold = config.eval.n_samples / config.eval.n_folds
-        self.eval_batches = config.eval.n_folds * -(-int(per_fold) // config.eval.batch_size)
-        if config.eval.n_folds < 2 or config.eval.batch_size < 2 or per_fold < 2:
+        n_folds, batch_size = config.eval.n_folds, config.eval.batch_size
+        if n_folds < 2 or batch_size < 2 or config.eval.n_samples < 2 * n_folds:
             raise ValueError("config.eval needs at least 2 folds, and at least 2 samples in each fold and batch.")
+        self.eval_batches = n_folds * -(-config.eval.n_samples // (n_folds * batch_size))
 
     def train(self, key, data_key, reports=(None, None)):
         """One toy model, an SAE on its hidden units, and that SAE as it was before training."""
@@ -186,10 +188,14 @@ def compute(config: ConfigDict, run: Run) -> dict[str, Any]:
         raise ValueError(f"config.n_seeds must be at least 2, to have a pair to compare, got {config.n_seeds}.")
     if not config.n_hidden:
         raise ValueError("config.n_hidden is empty: name at least one width.")
-    steps = config.toy.steps + config.sae.steps + Study(config, config.n_hidden[0]).eval_batches
+    study = Study(config, config.n_hidden[0])
+    steps = config.toy.steps + config.sae.steps + study.eval_batches
     with sweeps.progress(len(config.n_hidden) * steps, "toy_alignment") as reporter:
         started = time.perf_counter()
-        program = jax.jit(build(config, reporter)).lower(jax.random.key(config.seed)).compile()
+        print("Compiling the study, about half a minute; then training.", file=sys.stderr)
+        lowered = jax.jit(build(config, reporter)).lower(jax.random.key(config.seed))
+        run.claim()
+        program = lowered.compile()
         compiled = time.perf_counter()
         results = jax.block_until_ready(program(jax.random.key(config.seed)))
         jax.effects_barrier()
@@ -198,7 +204,8 @@ def compute(config: ConfigDict, run: Run) -> dict[str, Any]:
     rows, recovery = tabulate(config, results)
     gap = max(float(result["gap"]) for result in results)
     seconds = {"compile": compiled - started, "run": finished - compiled}
-    return run.finish(rows, seconds, recovery=recovery, largest_duality_gap=gap)
+    n_scored = study.eval_batches * config.eval.batch_size
+    return run.finish(rows, seconds, recovery=recovery, largest_duality_gap=gap, n_scored=n_scored)
 
 
 def tabulate(config: ConfigDict, results: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:

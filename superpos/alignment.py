@@ -99,6 +99,8 @@ def assign_folds(
     if folds is None:
         return jnp.zeros(n_samples, jnp.int32), 1
     if isinstance(folds, (int, np.integer)):
+        if n_folds not in (None, folds):
+            raise ValueError(f"n_folds must be left out or equal folds={folds}, got {n_folds}.")
         return _shuffled_folds(n_samples, int(folds), key, groups), int(folds)
 
     ids = _as_array(folds)
@@ -108,16 +110,16 @@ def assign_folds(
         if n_folds is None:
             raise ValueError("folds is traced: pass n_folds, the number of folds.")
         return ids, n_folds
-    known = ids
-    n_folds = int(known.max()) + 1 if n_folds is None else n_folds
-    counts = np.bincount(known[(known >= 0) & (known < n_folds)], minlength=n_folds)
-    if n_folds < 2 or known.max() >= n_folds or (counts == 0).any():
+    n_folds = int(ids.max()) + 1 if n_folds is None else n_folds
+    ids = np.where(ids < 0, -1, ids)
+    counts = np.bincount(ids[(ids >= 0) & (ids < n_folds)], minlength=n_folds)
+    if n_folds < 2 or ids.max() >= n_folds or (counts == 0).any():
         raise ValueError(f"folds must number 0 to n_folds - 1, at least 2 and none empty, got counts {counts.tolist()}.")
     if groups is not None and _concrete(groups):
-        pairs = np.unique(np.stack([groups, known]), axis=1)
+        pairs = np.unique(np.stack([groups, ids]), axis=1)
         if len(np.unique(pairs[0])) < pairs.shape[1]:
             raise ValueError("folds splits a group: all samples of one group must be in one fold.")
-    return ids, n_folds
+    return jnp.asarray(ids), n_folds
 
 
 def _shuffled_folds(n_samples, n_folds, key, groups):
@@ -170,6 +172,8 @@ def _check_pair(source, target):
         if _concrete(array) and not np.isfinite(array).all():
             bad = array.size - np.isfinite(array).sum()
             raise ValueError(f"{name} must be finite in {array.dtype}, got {bad} NaN or infinite values.")
+        if _concrete(array):
+            _check_scale(name, array)
         checked.append(array)
     x, y = checked
     if x.shape[0] != y.shape[0]:
@@ -179,6 +183,17 @@ def _check_pair(source, target):
             f"(shapes {x.shape} and {y.shape}).{hint}"
         )
     return x, y
+
+
+def _check_scale(name, array):
+    """Squares must neither overflow nor vanish in float32."""
+    spread = np.ptp(array, axis=0)
+    spread = spread[spread > 0]
+    if np.abs(array).max() > 1e15 or (spread.size and spread.min() < 1e-15):
+        raise ValueError(
+            f"{name} must have values below 1e15 and units that vary by at least 1e-15, got values up to "
+            f"{np.abs(array).max():.0e} and a unit that varies by {spread.min(initial=np.inf):.0e}: rescale them."
+        )
 
 
 def _check_live(name, array, ids, n_folds):

@@ -1,6 +1,8 @@
 """Readers of activations."""
 
+import hashlib
 import math
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,13 +17,13 @@ def load(path: str) -> np.ndarray:
         FileNotFoundError: no such file.
         ValueError: the file is not an array of real numbers, or has no such key.
     """
-    name, _, key = path.partition(".npz:") if ".npz:" in path else (path, "", "")
-    file = Path(name + ".npz" if key else name)
+    name, archive, key = path.partition(".npz:")
+    file = Path(name + archive.rstrip(":"))
     if not file.is_file():
         raise FileNotFoundError(f"{file} is not there, or is not a file.")
     try:
         content = np.load(file, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
+    except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
         raise ValueError(f"{file} is not a .npy or .npz file of numbers.") from error
     if isinstance(content, np.lib.npyio.NpzFile):
         keys = content.files
@@ -31,9 +33,18 @@ def load(path: str) -> np.ndarray:
             asked = f"no array {key!r}" if key else "several arrays"
             raise ValueError(f"{file} has {asked}: name one as {file}:KEY, KEY out of {', '.join(keys)}.")
         content = content[key]
+    if not isinstance(content, np.ndarray):
+        raise ValueError(f"{path} is not an array.")
     if content.dtype.kind not in "fiub":
         raise ValueError(f"{path} must hold real numbers, got an array of {content.dtype}.")
     return content
+
+
+def fingerprint(path: str) -> str:
+    """SHA-256 of the file behind a path that `load` takes; empty where there is none."""
+    name, archive, _ = path.partition(".npz:")
+    file = Path(name + archive.rstrip(":"))
+    return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else ""
 
 
 def flatten(array: np.ndarray, axes: Sequence[str] | None = None) -> tuple[np.ndarray, Int[np.ndarray, " samples"] | None]:
@@ -58,7 +69,11 @@ def flatten(array: np.ndarray, axes: Sequence[str] | None = None) -> tuple[np.nd
             f"axes must name each of the {array.ndim} axes of shape {array.shape}, "
             f"one of them samples and one units, got {','.join(names)}."
         )
-    array = np.moveaxis(array, (names.index("samples"), names.index("units")), (0, -1))
+    # Other axes in the order of their names, so that two sides which name them alike pair the same samples.
+    others = sorted(name for name in names if name not in ("samples", "units"))
+    if len(set(others)) < len(others):
+        raise ValueError(f"axes must have different names, got {','.join(names)}.")
+    array = np.transpose(array, [names.index(name) for name in ("samples", *others, "units")])
     repeats = math.prod(array.shape[1:-1])
     groups = np.repeat(np.arange(array.shape[0]), repeats) if array.ndim > 2 else None
     return array.reshape(-1, array.shape[-1]), groups

@@ -89,13 +89,14 @@ def init(n_source: int, n_target: int, n_folds: int, reads: Iterable[str] = READ
 
 
 def update(moments: Moments, x: Float[Array, "n source"], y: Float[Array, "n target"], fold_ids: Int[Array, "*n"]) -> Moments:
-    """Adds samples.
+    """Adds samples: a batch at a time, for samples one by one would each round the running means.
 
     Args:
         moments: so far, from `init` or an earlier update.
         x: `(n, n_source)`.
         y: `(n, n_target)`, the same samples.
-        fold_ids: `(n,)` fold of each sample, or a scalar where all belong to one fold, which is cheaper.
+        fold_ids: `(n,)` fold of each sample, or a scalar where all belong to one fold, which is cheaper. Samples with an id
+            outside 0 to n_folds - 1 are left out.
 
     Raises:
         ValueError: shapes that do not fit.
@@ -108,8 +109,11 @@ def update(moments: Moments, x: Float[Array, "n source"], y: Float[Array, "n tar
             f"x, y and fold_ids must have shapes (n, {n_source}), (n, {n_target}) and (n,) or (), "
             f"got {x.shape}, {y.shape} and {fold_ids.shape}."
         )
+    if n == 0:
+        return moments
     if fold_ids.ndim == 0:
-        return _add_block(moments, x, y, jnp.ones(n, bool), fold_ids)
+        inside = (fold_ids >= 0) & (fold_ids < moments.n_folds)
+        return _add_block(moments, x, y, jnp.broadcast_to(inside, (n,)), jnp.where(inside, fold_ids, 0))
 
     rows, valid, folds = _blocks(fold_ids, moments.n_folds)
 
@@ -144,7 +148,7 @@ def pool(moments: Moments, parts: Bool[Array, "parts folds"]) -> Moments:
     def side(old, mean, shift):
         return Side(
             mean=mean,
-            squares=_matmul(weights, old.squares) + jnp.einsum("pf,pfi->pi", sizes, shift**2),
+            squares=_matmul(weights, old.squares) + jnp.sum(sizes[:, :, None] * shift**2, axis=1),
             low=jnp.min(jnp.where(chosen[:, :, None], old.low[None], jnp.inf), axis=1),
             high=jnp.max(jnp.where(chosen[:, :, None], old.high[None], -jnp.inf), axis=1),
             scatter=None if old.scatter is None else scatter(old.scatter, shift, shift),

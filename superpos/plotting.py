@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from os import PathLike
 from typing import Any
 
-# Okabe & Ito's colour-blind safe palette: neurons black, SAEs blues, random controls orange and red, references green.
+# Okabe & Ito's colour-blind safe palette: neurons black, SAEs blues, random controls orange and red.
 COLOURS = {
     "neuron->neuron": "#000000",
     "sae->neuron": "#56B4E9",
@@ -13,14 +13,11 @@ COLOURS = {
     "random_sae->neuron": "#F0C75E",
     "random_sae->sae": "#E69F00",
     "random_sae->random_sae": "#D55E00",
-    "oracle->oracle": "#009E73",
     "neuron": "#000000",
     "sae": "#0072B2",
     "random_sae": "#D55E00",
-    "oracle": "#009E73",
-    "supervised": "#CC79A7",
 }
-_MARKERS = {"neuron": "o", "sae": "s", "random_sae": "^", "oracle": "D", "supervised": "v"}
+_MARKERS = {"neuron": "o", "sae": "s", "random_sae": "^"}
 _TITLES = {
     "semi_match": "Semi-matching (Pearson r)",
     "soft_match": "Soft-matching (Pearson r)",
@@ -64,6 +61,7 @@ def alignment_by_width(rows: Sequence[dict[str, Any]], recovery: Sequence[dict[s
         axis.set_xscale("log", base=2)
         axis.set_xticks(widths, [str(width) for width in widths])
         axis.minorticks_off()
+        axis.set_xlim(widths[0] / 1.5, widths[-1] * 1.5)
         axis.set_xlabel("hidden units")
         axis.set_ylim(min(0, axis.get_ylim()[0]), 1)
         title = "Feature recovery" if panel == "recovery" else _TITLES.get(panel, panel)
@@ -118,7 +116,7 @@ def alignment_bars(rows: Sequence[dict[str, Any]], title: str, path: str | PathL
         axis.set_xlabel(_TITLES.get(metric, metric))
         axis.margins(x=0.18)  # room for the numbers
         axis.axvline(0, color="black", linewidth=0.8)
-    figure.suptitle(f"{title}\n{_caption(rows)}", fontsize=9, color="#444444")
+    figure.suptitle(f"{title}\n{_caption(rows)} of the SAEs, the samples held fixed", fontsize=9, color="#444444")
     figure.savefig(path, dpi=200)
     plt.close(figure)
 

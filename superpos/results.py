@@ -11,7 +11,7 @@ from typing import Any
 
 
 class Run:
-    """A folder for one experiment with one configuration; nothing is written before there is something to keep.
+    """A folder for one experiment with one configuration; nothing is written before `claim`.
 
     Args:
         workdir: made if it does not exist.
@@ -29,8 +29,7 @@ class Run:
         if self.path.exists() and not self.path.is_dir():
             raise ValueError(f"workdir must be a folder, but {self.path} is a file.")
         if self._config_file.exists():
-            if read_json(self._config_file) != self._described():
-                raise ValueError(f"workdir {self.path} holds a run with another configuration: name another --workdir.")
+            self._check_config()
         elif self.path.exists() and any(self.path.iterdir()):
             raise ValueError(f"workdir {self.path} is neither empty nor a run's folder: name another --workdir.")
 
@@ -38,6 +37,18 @@ class Run:
     def figure(self) -> Path:
         """Where the figure belongs."""
         return self.path / "figure.png"
+
+    def claim(self) -> None:
+        """Makes the folder this run's: call it when the input is known to be good, before the work begins.
+
+        Raises:
+            ValueError: another run has claimed it meanwhile.
+            OSError: it cannot be written to.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        if not self._config_file.exists():
+            _write_json(self._config_file, self._described())
+        self._check_config()
 
     def finished(self) -> dict[str, Any] | None:
         """The results that an earlier run with this configuration wrote, if it came to its end."""
@@ -53,7 +64,7 @@ class Run:
             "seconds": {name: round(value, 2) for name, value in seconds.items()},
             "environment": environment(),
         }
-        self._claim()
+        self.claim()
         _write_json(self.path / "results.json", results)
         return read_json(self.path / "results.json")
 
@@ -61,7 +72,7 @@ class Run:
         """Saves a pytree of arrays as a checkpoint of this run."""
         import orbax.checkpoint as ocp
 
-        self._claim()
+        self.claim()
         with ocp.StandardCheckpointer() as checkpointer:
             checkpointer.save(self._checkpoint(name), tree, force=True)
 
@@ -81,11 +92,9 @@ class Run:
     def _described(self):
         return {"experiment": self.experiment, "config": self.config}
 
-    def _claim(self):
-        """Makes the folder this run's."""
-        if not self._config_file.exists():
-            self.path.mkdir(parents=True, exist_ok=True)
-            _write_json(self._config_file, self._described())
+    def _check_config(self):
+        if read_json(self._config_file) != self._described():
+            raise ValueError(f"workdir {self.path} holds a run with another configuration: name another --workdir.")
 
     def _checkpoint(self, name):
         return (self.path / "checkpoints" / name).absolute()
@@ -102,14 +111,19 @@ def environment() -> dict[str, Any]:
             versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             versions[package] = "not installed"
-    git = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
+    command = ["git", "describe", "--always", "--dirty"]
+    try:
+        folder = Path(__file__).parent
+        git = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False).stdout.strip()
+    except OSError:  # no git here
+        git = ""
     device = jax.devices()[0]
     return {
         "python": platform.python_version(),
         **versions,
         "device": f"{device.platform}: {device.device_kind}",
         "cores": os.cpu_count(),
-        "git": git.stdout.strip() or None,
+        "git": git or None,
     }
 
 

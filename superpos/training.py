@@ -60,8 +60,8 @@ def fit(
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}.")
     optimizer = optax.adam(1e-3) if optimizer is None else optimizer
-    init_key, loss_key = jax.random.split(key)
-    data_key = jax.random.fold_in(key, 1) if data_key is None else data_key
+    init_key, loss_key, spare_key = jax.random.split(key, 3)
+    data_key = spare_key if data_key is None else data_key
 
     def step(state, i):
         batch = sample(jax.random.fold_in(data_key, i), batch_size)

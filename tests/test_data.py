@@ -24,6 +24,7 @@ def test_arrays_come_back(tmp_path):
         ("words.npy", ValueError, "must hold real numbers"),
         ("both.npz", ValueError, "several arrays: name one as .*both.npz:KEY, KEY out of a, b"),
         ("both.npz:c", ValueError, "no array 'c'"),
+        ("torn.npz:a", ValueError, "torn.npz is not a .npy or .npz file"),
     ],
 )
 def test_bad_files(tmp_path, path, error, message):
@@ -32,6 +33,7 @@ def test_bad_files(tmp_path, path, error, message):
     np.save(tmp_path / "objects.npy", np.array([{}], object), allow_pickle=True)
     np.save(tmp_path / "words.npy", np.array(["a"]))
     np.savez(tmp_path / "both.npz", a=np.ones(2), b=np.ones(2))
+    (tmp_path / "torn.npz").write_bytes((tmp_path / "both.npz").read_bytes()[:200])
     with pytest.raises(error, match=message):
         data.load(f"{tmp_path}/{path}")
 
@@ -52,6 +54,21 @@ def test_further_axes_become_samples_of_a_group():
     flat, groups = data.flatten(array, ["units", "samples", "repeats"])
     np.testing.assert_array_equal(flat[5], array[:, 1, 1])
     np.testing.assert_array_equal(groups, np.repeat([0, 1, 2], 4))
+
+
+def test_sides_that_name_their_axes_pair_the_same_samples():
+    array = np.random.default_rng(0).normal(size=(5, 3, 4, 2))
+    one, _ = data.flatten(array, ["samples", "time", "position", "units"])
+    other, _ = data.flatten(np.swapaxes(array, 1, 2), ["samples", "position", "time", "units"])
+    np.testing.assert_array_equal(one, other)
+
+
+def test_fingerprint_follows_the_content(tmp_path):
+    np.savez(tmp_path / "a.npz", a=np.ones(3))
+    before = data.fingerprint(f"{tmp_path}/a.npz:a")
+    assert before == data.fingerprint(f"{tmp_path}/a.npz")
+    np.savez(tmp_path / "a.npz", a=np.zeros(3))
+    assert before != data.fingerprint(f"{tmp_path}/a.npz:a")
 
 
 @pytest.mark.parametrize("axes", [["samples"], ["samples", "neurons"], ["samples", "samples"], ["a", "b", "c"]])

@@ -172,7 +172,9 @@ def test_training_files_leave_all_samples_to_be_scored(activations):
         (["--config.source={}/a.npy", "--config.target={}/a.npy", "--config.metrics=('cosine',)"], "got 'cosine'"),
         (["--config.source={}/a.npy", "--config.target={}/a.npy", "--config.n_folds=100"], "number of groups, 60, got 100"),
         (["--config.train_fraction=2", "--config.source={}/a.npy", "--config.target={}/a.npy"], "train_fraction must be"),
-        (["--config.nonsense=1"], "nonsense"),
+        (["--config.nonsense=1"], "config has no field 'nonsense'"),
+        (["--config.sae.kk=1"], "config has no field 'kk'"),
+        (["--config.seed=-1"], "config.seed must be between 0 and"),
         (["--config.seed=three"], "seed"),
         (["stray"], "unexpected argument 'stray'"),
     ],
@@ -183,6 +185,36 @@ def test_bad_input_is_one_line_and_status_2(activations, tmp_path, arguments, me
     assert message in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "field", ["eval.n_folds=0", "eval.batch_size=0", "n_hidden=(0,)", "n_hidden=()", "n_seeds=1", "toy.steps=0"]
+)
+def test_bad_settings_of_the_study(tmp_path, field):
+    done = run_command("toy_alignment", f"--workdir={tmp_path}/run", f"--config.{field}")
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.strip().splitlines()[-1].startswith("error: ")
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_changed_input_is_another_configuration(activations, tmp_path):
+    arguments = [f"--config.source={tmp_path}/x.npy", f"--config.target={tmp_path}/x.npy", f"--workdir={tmp_path}/run"]
+    arguments += ["--config.n_seeds=1", "--config.sae.steps=2", "--config.sae.k=1", "--config.metrics=('semi_match',)"]
+    np.save(tmp_path / "x.npy", np.load(activations / "both.npz")["a"])
+    assert run_command("align", *arguments).returncode == 0
+    again = run_command("align", *arguments)
+    assert "holds this run's results already" in again.stdout
+    np.save(tmp_path / "x.npy", np.load(activations / "both.npz")["b"])
+    changed = run_command("align", *arguments)
+    assert changed.returncode == 2
+    assert "another configuration" in changed.stderr
+
+
+def test_help_lists_every_field():
+    done = run_command("toy_alignment", "--help")
+    assert done.returncode == 0
+    assert "--config.sae.k=7" in done.stdout
 
 
 def test_swapped_axes_are_suggested(activations, tmp_path):

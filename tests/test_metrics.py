@@ -167,6 +167,35 @@ def test_feature_recovery_is_the_highest_correlation():
     np.testing.assert_allclose(got, pearson(units[:, :2], z).max(axis=0), atol=1e-5)
 
 
+@pytest.mark.parametrize("scale", [1e-11, 1e10])
+def test_scores_do_not_depend_on_the_units_of_measurement(sides, fold_ids, scores, scale):
+    for scaled in ((sides[0] * np.float32(scale), sides[1]), (sides[0], sides[1] * np.float32(scale))):
+        for name, score in sp.align(*scaled, folds=fold_ids).items():
+            np.testing.assert_allclose(score.folds, scores[name].folds, atol=1e-4, err_msg=name)
+
+
+def test_gradients_are_those_of_finite_differences():
+    rng = np.random.default_rng(0)
+    alone = rng.normal(size=(90, 4))
+    twice = np.c_[alone, alone[:, 0]]  # two equal units: an eigenvector has no gradient here, and a best match no unique one
+    y = alone[:, :2] @ rng.normal(size=(2, 3)) + rng.normal(size=(90, 3))
+    ridge = sp.metrics.Ridge(alphas=(5.0,))
+    for metric, x in ((ridge, alone), (ridge, twice), (sp.metrics.SemiMatch(), alone), (sp.metrics.SoftMatch(), alone)):
+        direction = rng.normal(size=x.shape)
+        value = jax.jit(lambda x, metric=metric: sp.align(x, y, metrics=metric, folds=np.arange(90) % 3)[metric.name].mean)
+        gradient = jax.grad(value)(x.astype(np.float32))
+        numeric = (value(x + 2e-3 * direction) - value(x - 2e-3 * direction)) / 4e-3
+        np.testing.assert_allclose(np.sum(gradient * direction), numeric, rtol=0.02, atol=2e-4, err_msg=metric.name)
+
+
+def test_correlations_stay_below_one_for_collinear_units():
+    rng = np.random.default_rng(0)
+    base, other = rng.normal(size=(2, 200, 1))
+    x = np.c_[base, base + 1e-3 * other]
+    score = sp.align(x, other, metrics=sp.metrics.Ridge(alphas=(1e-8,)))["ridge"]
+    assert np.abs(score.folds).max() <= 1
+
+
 def test_metrics_are_hashable_and_named():
     assert len({sp.metrics.Ridge(), sp.metrics.Ridge(), sp.metrics.Ridge(per_target=True)}) == 2
     assert set(sp.metrics.names()) >= {"semi_match", "soft_match", "ridge"}
@@ -188,7 +217,7 @@ def test_bad_metrics(metrics, message):
         sp.metrics.resolve(metrics)
 
 
-@pytest.mark.parametrize("settings", [{"alphas": ()}, {"alphas": (0.0, 1.0)}, {"selection": "loo"}])
+@pytest.mark.parametrize("settings", [{"alphas": ()}, {"alphas": (0.0, 1.0)}, {"alphas": (np.nan,)}, {"selection": "loo"}])
 def test_bad_ridge(settings):
     with pytest.raises(ValueError, match="must be"):
         sp.metrics.Ridge(**settings)

@@ -70,6 +70,19 @@ def test_samples_outside_all_folds_are_left_out(sides, fold_ids):
         check(got, fold, x, y, some == fold)
 
 
+@pytest.mark.parametrize("fold", [-1, 2])
+def test_a_scalar_fold_out_of_range_adds_nothing(sides, fold):
+    got = sp.moments.update(sp.moments.init(9, 7, 2), *sides, fold)
+    assert (got.count == 0).all()
+    assert (got.xy == 0).all()
+
+
+def test_no_samples_add_nothing(sides):
+    x, y = sides
+    empty = sp.moments.init(9, 7, 2)
+    assert (sp.moments.update(empty, x[:0], y[:0], np.zeros(0, int)).count == 0).all()
+
+
 def test_constant_units_are_masked_everywhere(sides):
     x, y = sides
     runs = np.arange(403) // 81  # y's last unit is constant in the first folds only

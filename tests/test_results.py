@@ -12,7 +12,7 @@ CONFIG = {"seed": 0, "n_hidden": (8, 16)}
 def test_a_run_is_written_once_and_found_again(tmp_path):
     run = Run(tmp_path / "run", "toy", CONFIG)
     assert run.finished() is None
-    assert not run.path.exists()  # nothing is claimed before there is something to keep
+    assert not run.path.exists()  # claimed only when the work begins
     run.finish([{"metric": "ridge", "mean": np.float64(0.5)}], {"compile": 1.234, "run": 2.0}, recovery=[])
     again = Run(tmp_path / "run", "toy", CONFIG).finished()
     assert again["rows"] == [{"metric": "ridge", "mean": 0.5}]
@@ -34,6 +34,18 @@ def test_another_configuration_is_refused(tmp_path, experiment, config):
     Run(tmp_path, "toy", CONFIG).finish([], {})
     with pytest.raises(ValueError, match="another configuration"):
         Run(tmp_path, experiment, config)
+
+
+def test_two_runs_that_start_in_one_empty_folder(tmp_path):
+    first, second = Run(tmp_path, "toy", {"a": 1}), Run(tmp_path, "toy", {"a": 2})
+    first.claim()
+    with pytest.raises(ValueError, match="another configuration"):
+        second.claim()
+
+
+def test_results_are_written_without_git(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", "/nonexistent")
+    assert Run(tmp_path, "toy", CONFIG).finish([], {})["environment"]["git"] is None
 
 
 def test_a_foreign_folder_and_a_torn_file_are_refused(tmp_path):

@@ -87,6 +87,19 @@ def test_starts_from_given_parameters():
     np.testing.assert_array_equal(params["W"], start["W"])
 
 
+def test_batches_and_loss_draw_from_different_keys():
+    class Nosy:
+        def init(self, key):
+            return jax.random.normal(key, (3,))
+
+        def loss(self, params, x, *, key, step):
+            same = (x == jax.random.normal(key, x.shape)) | (x == params)
+            return jnp.sum(0 * params) + jnp.mean(same), {}
+
+    _, history = sp.fit(Nosy(), jax.random.key(0), lambda key, n: jax.random.normal(key, (n, 3)), steps=2, batch_size=5)
+    assert (history["loss"] == 0).all()
+
+
 @pytest.mark.parametrize("name", ["steps", "batch_size"])
 def test_bad_settings(name):
     with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):

@@ -91,6 +91,23 @@ def test_scale_of_costs_does_not_matter():
     np.testing.assert_allclose(plans[2], plans[1], atol=1e-6)
 
 
+def test_an_offset_costs_no_digits():
+    cost = np.random.default_rng(6).random(SHAPE).astype(np.float32).round(2)
+    masks = [np.ones(n, bool) for n in SHAPE]
+    moved = solve(cost + np.float32(1024), *masks)
+    assert abs(float(moved.gap)) < 1e-4  # 1024 leaves four decimals
+    np.testing.assert_allclose(moved.objective - 1024, by_pot(cost, *masks), atol=5e-4)
+
+
+def test_what_is_masked_may_be_nan():
+    cost = np.random.default_rng(7).random(SHAPE).astype(np.float32)
+    masks = [np.arange(9) != 2, np.arange(7) != 4]
+    cost[2], cost[:, 4] = np.nan, np.inf
+    solved = solve(cost, *masks)
+    np.testing.assert_allclose(solved.objective, by_pot(cost, *masks), atol=1e-5)
+    assert abs(float(solved.gap)) < 1e-5
+
+
 def test_nothing_calls_the_host():
     jaxpr = str(jax.make_jaxpr(solve)(jnp.zeros(SHAPE), jnp.ones(9, bool), jnp.ones(7, bool)))
     assert "callback" not in jaxpr
