@@ -1,9 +1,11 @@
 """The command line that all experiments share."""
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 from tabulate import tabulate
@@ -53,6 +55,8 @@ def main(
     def start(argv):
         if len(argv) > 1:
             _fail(f"unexpected argument {argv[1]!r}: settings are given as --config.<field>=<value>.")
+        # One device a core: see superpos.sweeps.map_seeds. Where there is an accelerator it is used instead.
+        jax.config.update("jax_num_cpu_devices", os.cpu_count() or 1)
         try:
             config = flags.FLAGS.config
             if not 0 <= config.seed < 2**32:

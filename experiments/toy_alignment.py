@@ -8,6 +8,7 @@ controls (an SAE at its initialisation), and at feature recovery, which says how
 Protocol: Longon, Klindt & Khosla, arXiv 2510.03186, toy models, as in their published code.
 """
 
+import functools
 import sys
 import time
 from collections.abc import Callable
@@ -171,11 +172,12 @@ def build(config: ConfigDict, reporter: Callable[[], Callable[[int], None] | Non
             reports = reporter(), reporter()
             scored = reporter()
             seeds = jax.random.split(jax.random.fold_in(init_key, study.n_hidden), config.n_seeds)
-            states = jax.vmap(lambda key, s=study, r=reports: s.train(key, data_key, r))(seeds)
+            train = functools.partial(study.train, reports=reports)
+            score = functools.partial(study.score, report=scored)
+            states = sweeps.map_seeds(train, seeds, data_key)
             # Nested, so that what depends on one model only is computed once a model, not once a pair.
-            pair = lambda a, b, s=study, r=scored: s.score(a, b, eval_key, r)  # noqa: E731
-            scores, gap = jax.vmap(jax.vmap(pair, (None, 0)), (0, None))(states, states)
-            recovery = jax.vmap(lambda state, s=study: s.recover(state, recovery_key))(states)
+            scores, gap = sweeps.map_seeds(jax.vmap(score, (None, 0, None)), states, states, eval_key)
+            recovery = sweeps.map_seeds(study.recover, states, recovery_key)
             results.append({"states": states, "scores": scores, "gap": jnp.max(gap), "recovery": recovery})
         return results
 

@@ -1,7 +1,29 @@
-"""Running many trainings as one program: progress, seen from outside of it."""
+"""Running many trainings as one program: split over devices, with progress that is seen from outside of it."""
 
 import contextlib
 from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, PartitionSpec
+
+
+def map_seeds(function: Callable[..., Any], seeds: Any, *shared: Any) -> Any:
+    """`vmap` of `function(seed, *shared)` over the leading axis of `seeds`, split over the local devices.
+
+    As many devices take part as divide the number of seeds. On CPU they are worth making (`jax_num_cpu_devices`): XLA's
+    threads share the work of one small operation badly, and two devices train 1.4 to 2 times faster on two cores.
+    """
+    n_seeds = jax.tree.leaves(seeds)[0].shape[0]
+    n_devices = max(n for n in range(1, jax.local_device_count() + 1) if n_seeds % n == 0)
+    mapped = jax.vmap(function, (0, *(None for _ in shared)))
+    if n_devices == 1:
+        return mapped(seeds, *shared)
+    devices = jax.local_devices()[:n_devices]
+    mesh = jax.make_mesh((n_devices,), ("seed",), axis_types=(AxisType.Auto,), devices=devices)
+    split, whole = PartitionSpec("seed"), PartitionSpec()
+    specs = (split, *(whole for _ in shared))
+    return jax.shard_map(mapped, mesh=mesh, in_specs=specs, out_specs=split, check_vma=False)(seeds, *shared)
 
 
 @contextlib.contextmanager
