@@ -17,8 +17,7 @@ def load(path: str) -> np.ndarray:
         FileNotFoundError: no such file.
         ValueError: the file is not an array of real numbers, or has no such key.
     """
-    name, archive, key = path.partition(".npz:")
-    file = Path(name + archive.rstrip(":"))
+    file, key = _split(path)
     if not file.is_file():
         raise FileNotFoundError(f"{file} is not there, or is not a file.")
     try:
@@ -42,9 +41,14 @@ def load(path: str) -> np.ndarray:
 
 def fingerprint(path: str) -> str:
     """SHA-256 of the file behind a path that `load` takes; empty where there is none."""
-    name, archive, _ = path.partition(".npz:")
-    file = Path(name + archive.rstrip(":"))
+    file, _ = _split(path)
     return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else ""
+
+
+def _split(path):
+    """The file and the key, empty where there is none, of a path that `load` takes."""
+    name, archive, key = path.partition(".npz:")
+    return Path(name + archive.rstrip(":")), key
 
 
 def flatten(array: np.ndarray, axes: Sequence[str] | None = None) -> tuple[np.ndarray, Int[np.ndarray, " samples"] | None]:
