@@ -35,7 +35,7 @@ def get_config() -> ConfigDict:
     config.seed = 0  # of all keys
     config.n_seeds = 3  # SAEs of each side
     config.n_folds = 5
-    config.metrics = sp.metrics.names()
+    config.metrics = sp.alignment.DEFAULT
     config.sae = ConfigDict(
         {
             "expansion": 4,  # latents for each unit

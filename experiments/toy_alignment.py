@@ -36,7 +36,7 @@ def get_config() -> ConfigDict:
     config.seed = 0  # of all keys
     config.n_seeds = 8  # models of each width
     config.n_hidden = (8, 16, 32)  # widths
-    config.metrics = sp.metrics.names()
+    config.metrics = sp.alignment.DEFAULT
     config.features = ConfigDict({"n_features": 64, "probability": 0.1, "importance_exponent": 2.0})
     config.toy = ConfigDict({"steps": 10_000, "batch_size": 1024, "learning_rate": 1e-3, "weight_decay": 0.01})
     config.sae = ConfigDict(
@@ -131,11 +131,10 @@ class Study:
     def recover(self, state, eval_key):
         """Mean over features of the highest correlation with any unit: `{representation: scalar}`."""
         moments = self._moments(eval_key, lambda z: (self.represent(state, z), z), {"xy"})
+        moments = sp.moments.pool(moments, jnp.ones((1, moments.n_folds), bool))
         features = np.arange(self.features.n_features)
-        return {
-            name: sp.metrics.feature_recovery(sp.moments.select(moments, self.units(name), features)).mean()
-            for name in REPRESENTATIONS
-        }
+        recovery = sp.metrics.FeatureRecovery()
+        return {name: recovery(sp.moments.select(moments, self.units(name), features)).mean for name in REPRESENTATIONS}
 
     def _moments(self, eval_key, sides, reads, report=None):
         """Moments of both sides over the evaluation samples."""

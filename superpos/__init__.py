@@ -3,7 +3,7 @@
 See `align` to compare two representations, `fit` to train toy models and sparse autoencoders.
 """
 
-from superpos import alignment, features, metrics, moments, sae, stats, toy, training, transport
+from superpos import alignment, features, linalg, metrics, moments, reliability, sae, stats, toy, training, transport
 from superpos.alignment import align, assign_folds, reads, score
 from superpos.training import fit
 
@@ -13,9 +13,11 @@ __all__ = [
     "assign_folds",
     "features",
     "fit",
+    "linalg",
     "metrics",
     "moments",
     "reads",
+    "reliability",
     "sae",
     "score",
     "stats",

@@ -1,27 +1,31 @@
 """Alignment of two representations: arrays in, scores out."""
 
+import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Int, Key
 
 from superpos import metrics as metrics_lib
 from superpos import moments as moments_lib
-from superpos.metrics import Metric, Score
+from superpos.linalg import eigh, matmul
+from superpos.metrics import Metric, Samples, Score
 from superpos.moments import Moments
 
 Metrics = Sequence[str | Metric] | str | Metric
+DEFAULT = ("semi_match", "soft_match", "ridge")
 
 
 def align(
     source: ArrayLike,
     target: ArrayLike,
-    metrics: Metrics = ("semi_match", "soft_match", "ridge"),
+    metrics: Metrics = DEFAULT,
     folds: int | ArrayLike | None = 5,
     n_folds: int | None = None,
     key: Key[Array, ""] | None = None,
@@ -54,15 +58,28 @@ def align(
     1.0
     """
     resolved = metrics_lib.resolve(metrics)
+    x, y, ids, n_folds, largest = check(source, target, folds, n_folds, key, groups)
+    return _align(x, y, ids, resolved, n_folds, largest)
+
+
+def check(
+    source: ArrayLike, target: ArrayLike, folds: Any, n_folds: int | None, key: Key[Array, ""] | None, groups: Any
+) -> tuple[Array, Array, Array, int, int]:
+    """Both sides, fold ids, the number of folds and of samples in the largest: see `align` for the arguments and errors."""
     x, y = _check_pair(source, target)
     ids, n_folds = assign_folds(x.shape[0], folds, n_folds, key, groups)
     for name, array in (("source", x), ("target", y)):
         if _concrete(array, ids):
             _check_live(name, array, ids, n_folds)
-    return _align(jnp.asarray(x), jnp.asarray(y), jnp.asarray(ids), resolved, n_folds)
+    largest = x.shape[0]  # a bound, where it cannot be known
+    if _concrete(ids):
+        largest = int(np.bincount(np.asarray(ids)[np.asarray(ids) >= 0]).max())
+    elif groups is None and isinstance(folds, (int, np.integer)):
+        largest = -(-largest // n_folds)
+    return jnp.asarray(x), jnp.asarray(y), jnp.asarray(ids), n_folds, largest
 
 
-def score(moments: Moments, metrics: Metrics = ("semi_match", "soft_match", "ridge")) -> dict[str, Score]:
+def score(moments: Moments, metrics: Metrics = DEFAULT) -> dict[str, Score]:
     """Scores moments that were accumulated with `sp.moments`.
 
     Args:
@@ -73,8 +90,11 @@ def score(moments: Moments, metrics: Metrics = ("semi_match", "soft_match", "rid
         ValueError: an unknown metric, or one that reads moments that were not kept.
     """
     resolved = metrics_lib.resolve(metrics)
-    kept = {"xy"} | {name for name, side in (("xx", moments.x), ("yy", moments.y)) if side.scatter is not None}
+    holds = {"xx": moments.x.scatter, "yy": moments.y.scatter, "norms": moments.norms, "active": moments.active}
+    kept = {"xy"} | {name for name, content in holds.items() if content is not None}
     for metric in resolved:
+        if "samples" in metric.reads:
+            raise ValueError(f"{metric.name} reads samples, which moments do not hold: use sp.align.")
         if missing := metric.reads - kept:
             raise ValueError(f"moments must hold {', '.join(sorted(missing))} for {metric.name}: see init(reads=...).")
     return {metric.name: metric(moments) for metric in resolved}
@@ -82,7 +102,7 @@ def score(moments: Moments, metrics: Metrics = ("semi_match", "soft_match", "rid
 
 def reads(metrics: Metrics) -> frozenset[str]:
     """The moments that some metrics read: what to pass to `sp.moments.init`."""
-    return frozenset().union(*(metric.reads for metric in metrics_lib.resolve(metrics)))
+    return frozenset().union(*(metric.reads for metric in metrics_lib.resolve(metrics))) - {"samples"}
 
 
 def assign_folds(
@@ -124,14 +144,7 @@ def assign_folds(
 
 def _shuffled_folds(n_samples, n_folds, key, groups):
     key = jax.random.key(0) if key is None else key
-    if groups is None:
-        groups, n_groups = jnp.arange(n_samples), n_samples
-    elif _concrete(groups):
-        groups = np.unique(groups, return_inverse=True)[1]
-        n_groups = int(groups.max()) + 1
-    else:
-        groups = jnp.unique(groups, return_inverse=True, size=n_samples)[1]
-        n_groups = None
+    groups, n_groups = _number(groups, n_samples)
     if n_folds < 2 or (n_groups is not None and n_groups < n_folds):
         unit = "samples" if n_groups == n_samples else "groups"
         raise ValueError(f"folds must be between 2 and the number of {unit}, {n_groups}, got {n_folds}.")
@@ -143,10 +156,136 @@ def _shuffled_folds(n_samples, n_folds, key, groups):
     return (jnp.argsort(jnp.argsort(dealt)) % n_folds)[groups]
 
 
-@functools.partial(jax.jit, static_argnames=("metrics", "n_folds"))
-def _align(x, y, ids, metrics, n_folds):
-    empty = moments_lib.init(x.shape[1], y.shape[1], n_folds, reads(metrics), jnp.result_type(x, y))
-    return score(moments_lib.update(empty, x, y, ids), metrics)
+def deal(ids: Array, n_folds: int, n_blocks: int, key: Key[Array, ""], groups: Any = None) -> Int[Array, " samples"]:
+    """Divides each fold into blocks of equally many groups: the block of each sample, `(n_samples,)`.
+
+    Raises:
+        ValueError: fewer groups in a fold than blocks.
+    """
+    groups, n_groups = _number(groups if groups is None else _as_array(groups), ids.shape[0])
+    slots = ids.shape[0] if n_groups is None else n_groups
+    fold = jnp.full(slots, n_folds).at[groups].set(jnp.where((ids >= 0) & (ids < n_folds), ids, n_folds))  # of each group
+    counts = jnp.sum(fold[:, None] == jnp.arange(n_folds), axis=0)
+    if _concrete(counts) and counts.min() < n_blocks:
+        raise ValueError(
+            f"n_blocks must be at most the number of samples, or groups, in a fold, {counts.min()}, got {n_blocks}."
+        )
+    order = jnp.lexsort((jax.random.uniform(jax.random.fold_in(key, 1), (slots,)), fold))
+    first = jnp.concatenate([jnp.zeros(1, counts.dtype), jnp.cumsum(counts)])
+    position = jnp.zeros(slots, counts.dtype).at[order].set(jnp.arange(slots, dtype=counts.dtype)) - first[fold]
+    return (position % n_blocks)[groups]
+
+
+def _number(groups, n_samples):
+    """Groups numbered from 0, and how many, None where they are traced; each sample its own where there are none."""
+    if groups is None:
+        return jnp.arange(n_samples), n_samples
+    if _concrete(groups):
+        groups = np.unique(groups, return_inverse=True)[1]
+        return jnp.asarray(groups), int(groups.max()) + 1
+    return jnp.unique(groups, return_inverse=True, size=n_samples)[1], None
+
+
+@functools.partial(jax.jit, static_argnames=("metrics", "n_folds", "largest_fold"))
+def _align(x, y, ids, metrics, n_folds, largest_fold):
+    scores = {}
+    for metric, (evidence, basis) in zip(metrics, gather(x, y, ids, metrics, n_folds, largest_fold), strict=True):
+        score = metric(evidence)
+        if basis is not None and "weights" in score.details and metric.rotates == {"source"}:
+            # Weights on principal components, as weights on the units.
+            score.details["weights"] = matmul(basis.components, score.details["weights"])
+            score.details["intercept"] -= matmul(basis.mean, score.details["weights"])
+        scores[metric.name] = score
+    return scores
+
+
+class Basis(NamedTuple):
+    """Principal components of all samples of a side: `(n_units, n_samples)` and the mean `(n_units,)`."""
+
+    components: Array
+    mean: Array
+
+
+def gather(
+    x: Array,
+    y: Array,
+    ids: Array,
+    metrics: tuple[Metric, ...],
+    n_folds: int,
+    largest_fold: int,
+    blocks: Any = None,
+    n_blocks: int = 1,
+) -> list[tuple[Moments | Samples, Basis | None]]:
+    """What each metric reads, from one pass over the samples for all metrics that read the same.
+
+    Where there are fewer samples than units, metrics that a rotation leaves unchanged read the moments of the principal
+    components of the samples, n of them, in place of those of the units: the n × n Gram matrix holds the same numbers.
+
+    Args:
+        x, y: `(n_samples, units)`.
+        ids: `(n_samples,)` fold of each sample.
+        metrics, n_folds, largest_fold: static.
+        blocks: `(n_samples,)` block of each sample within its fold: moments are then of n_folds · n_blocks parts, those of a
+            fold together.
+        n_blocks: static.
+
+    Returns:
+        For each metric its evidence, and the basis of the source where it is rotated.
+    """
+    n_samples = x.shape[0]
+    wide = {side for side, array in (("source", x), ("target", y)) if n_samples < array.shape[1]}
+    kinds = ["samples" if "samples" in m.reads or (m.wide and "source" in wide) else m.rotates & wide for m in metrics]
+    parts = ids if blocks is None else jnp.where((ids >= 0) & (ids < n_folds), ids * n_blocks + blocks, -1)
+    source, target = _live(x, ids, n_folds), _live(y, ids, n_folds)
+    masked = jnp.where(source, x, 0), jnp.where(target, y, 0)
+    inside = (ids >= 0) & (ids < n_folds)
+    found: dict[Any, tuple[Moments | Samples, Basis | None]] = {}
+    for kind in dict.fromkeys(kinds):
+        if kind == "samples":
+            found[kind] = Samples(*masked, ids, source, target, n_folds, largest_fold), None
+            continue
+        read = frozenset().union(*(m.reads for m, k in zip(metrics, kinds, strict=True) if k == kind))
+        # Masked units are left out of the squared lengths beforehand; elsewhere moments know them by themselves.
+        a, b = masked if kind or "norms" in read else (x, y)
+        basis = None
+        if "source" in kind:
+            a, basis = _principal(a, inside)
+        if "target" in kind:
+            b, _ = _principal(b, inside)
+        empty = moments_lib.init(a.shape[1], b.shape[1], n_folds * n_blocks, read, jnp.result_type(x, y))
+        moments = moments_lib.update(empty, a, b, parts)
+        if "source" in kind:
+            moments = dataclasses.replace(moments, x=_all_live(moments.x, jnp.any(source)))
+        if "target" in kind:
+            moments = dataclasses.replace(moments, y=_all_live(moments.y, jnp.any(target)))
+        found[kind] = moments, basis
+    return [found[kind] for kind in kinds]
+
+
+def _live(values, ids, n_folds):
+    """Mask of the units that are constant in no fold."""
+
+    def varies(fold):
+        inside = (ids == fold)[:, None]
+        return jnp.max(jnp.where(inside, values, -jnp.inf), axis=0) > jnp.min(jnp.where(inside, values, jnp.inf), axis=0)
+
+    return jnp.all(lax.map(varies, jnp.arange(n_folds)), axis=0)
+
+
+def _all_live(side, live):
+    """Principal components are not units: none of them is masked where a unit is live."""
+    low = jnp.zeros_like(side.low)
+    return dataclasses.replace(side, low=low, high=low + live)
+
+
+def _principal(values, inside):
+    """Scores of the samples on their principal components, `(n_samples, n_samples)`, through their Gram matrix."""
+    mean = jnp.sum(jnp.where(inside[:, None], values, 0), axis=0) / jnp.maximum(jnp.sum(inside), 1)
+    centred = jnp.where(inside[:, None], values - mean, 0)
+    eigenvalues, vectors = eigh(matmul(centred, centred.T))
+    kept = eigenvalues > len(eigenvalues) * jnp.finfo(values.dtype).eps * eigenvalues[-1]
+    root = jnp.sqrt(jnp.where(kept, eigenvalues, 1))
+    return jnp.where(kept, vectors * root, 0), Basis(jnp.where(kept, matmul(centred.T, vectors) / root, 0), mean)
 
 
 def _as_array(value: Any) -> Any:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-READS = ("xx", "xy", "yy")
+READS = ("xx", "xy", "yy", "norms", "active")
 
 
 @jax.tree_util.register_dataclass
@@ -36,6 +36,21 @@ class Side:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
+class Norms:
+    """Sums over samples of squared lengths of deviations, for debiased metrics.
+
+    Attributes:
+        product: `(folds,)`, Σ |a|² |b|².
+        a, b: `(folds, units)`, Σ a |b|² and Σ b |a|².
+    """
+
+    product: Float[Array, " folds"]
+    a: Float[Array, "folds units_a"]
+    b: Float[Array, "folds units_b"]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class Moments:
     """Moments of a source x and a target y over the same samples, a leading axis of folds.
 
@@ -43,12 +58,16 @@ class Moments:
         count: `(folds,)`, number of samples.
         x, y: the moments of each side alone.
         xy: `(folds, n_source, n_target)`, sums of products of deviations.
+        norms: of the pairs "xx", "xy" and "yy", or None where no metric reads them.
+        active: the moments of 1[x > 0] and 1[y > 0], or None likewise.
     """
 
     count: Float[Array, " folds"]
     x: Side
     y: Side
     xy: Float[Array, "folds source target"]
+    norms: dict[str, Norms] | None = None
+    active: "Moments | None" = None
 
     @property
     def n_folds(self) -> int:
@@ -60,31 +79,40 @@ class Moments:
         return jnp.all(self.x.high > self.x.low, axis=0), jnp.all(self.y.high > self.y.low, axis=0)
 
 
-def init(n_source: int, n_target: int, n_folds: int, reads: Iterable[str] = READS, dtype=None) -> Moments:
+def init(n_source: int, n_target: int, n_folds: int, reads: Iterable[str] = ("xx", "xy", "yy"), dtype=None) -> Moments:
     """Moments of no samples.
 
     Args:
         n_source, n_target, n_folds: static sizes.
-        reads: which of "xx", "xy", "yy" to keep; the cross moments "xy" and the diagonals of the others always are.
+        reads: what to keep, out of `READS`: the cross moments "xy" and the diagonals of "xx" and "yy" always are; "norms", the
+            squared lengths of deviations, brings "xx" and "yy" with it; "active" are the cross moments of 1[x > 0] and 1[y >
+            0].
         dtype: of the sums; by default JAX's default float.
 
     Raises:
         ValueError: an unknown name in `reads`.
     """
-    if unknown := set(reads) - set(READS):
+    reads = set(reads)
+    if unknown := reads - set(READS):
         raise ValueError(f"reads takes names out of {', '.join(READS)}, got {', '.join(sorted(unknown))}.")
     dtype = jnp.result_type(float) if dtype is None else dtype
 
     def side(units, full):
         zeros = jnp.zeros((n_folds, units), dtype)
-        scatter = jnp.zeros((n_folds, units, units), dtype) if full else None
+        scatter = jnp.zeros((n_folds, units, units), dtype) if full or "norms" in reads else None
         return Side(zeros, zeros, zeros + jnp.inf, zeros - jnp.inf, scatter)
 
+    def norms(a, b):
+        return Norms(jnp.zeros(n_folds, dtype), jnp.zeros((n_folds, a), dtype), jnp.zeros((n_folds, b), dtype))
+
+    pairs = {"xx": (n_source, n_source), "xy": (n_source, n_target), "yy": (n_target, n_target)}
     return Moments(
         count=jnp.zeros(n_folds, dtype),
         x=side(n_source, "xx" in reads),
         y=side(n_target, "yy" in reads),
         xy=jnp.zeros((n_folds, n_source, n_target), dtype),
+        norms={pair: norms(*sizes) for pair, sizes in pairs.items()} if "norms" in reads else None,
+        active=init(n_source, n_target, n_folds, ("xy",), dtype) if "active" in reads else None,
     )
 
 
@@ -156,11 +184,17 @@ def pool(moments: Moments, parts: Bool[Array, "parts folds"]) -> Moments:
 
     x_mean, x_shift = mean_and_shift(moments.x.mean)
     y_mean, y_shift = mean_and_shift(moments.y.mean)
+    norms = None
+    if moments.norms is not None:
+        moved = jax.vmap(jax.vmap(_moved_norms), (None, 0, 0))(moments, x_shift, y_shift)  # leaves (parts, folds, ...)
+        norms = jax.tree.map(lambda leaf: jnp.einsum("pf,pf...->p...", weights, leaf, precision=lax.Precision.HIGHEST), moved)
     return Moments(
         count=count,
         x=side(moments.x, x_mean, x_shift),
         y=side(moments.y, y_mean, y_shift),
         xy=scatter(moments.xy, x_shift, y_shift),
+        norms=norms,
+        active=None if moments.active is None else pool(moments.active, parts),
     )
 
 
@@ -172,6 +206,8 @@ def training(moments: Moments) -> Moments:
 
 def select(moments: Moments, source: Int[Array, " units"], target: Int[Array, " units"]) -> Moments:
     """The moments of some units of each side, in the order given; an index out of range makes a dead unit, which pads.
+
+    The squared lengths of samples ("norms") are those of all units together: they are left out.
 
     Args:
         moments: of all units.
@@ -187,11 +223,36 @@ def select(moments: Moments, source: Int[Array, " units"], target: Int[Array, " 
         return Side(*(take(leaf, units, 1) for leaf in (old.mean, old.squares, old.low, old.high)), scatter)
 
     xy = take(take(moments.xy, source, 1), target, 2)
-    return Moments(moments.count, side(moments.x, source), side(moments.y, target), xy)
+    active = None if moments.active is None else select(moments.active, source, target)
+    return Moments(moments.count, side(moments.x, source), side(moments.y, target), xy, None, active)
 
 
 def _matmul(a, b):
     return jnp.matmul(a, b, precision=lax.Precision.HIGHEST)
+
+
+def _moved_norms(moments, x_shift, y_shift):
+    """The norms of one fold about a centre from which its mean lies `x_shift`, `y_shift` away."""
+    squares = {"x": jnp.sum(moments.x.squares), "y": jnp.sum(moments.y.squares)}
+    shifts = {"x": x_shift, "y": y_shift}
+    crosses = {"xx": moments.x.scatter, "xy": moments.xy, "yy": moments.y.scatter}
+
+    def moved(pair, old):
+        a, b = pair
+        s, t, cross = shifts[a], shifts[b], crosses[pair]
+        s2, t2 = jnp.sum(s**2), jnp.sum(t**2)
+        cross_t, s_cross = _matmul(cross, t), _matmul(s, cross)
+        return Norms(
+            product=old.product
+            + 2 * (jnp.sum(s * old.a) + jnp.sum(t * old.b) + 2 * jnp.sum(s * cross_t))
+            + t2 * squares[a]
+            + s2 * squares[b]
+            + moments.count * s2 * t2,
+            a=old.a + 2 * cross_t + s * (squares[b] + moments.count * t2),
+            b=old.b + 2 * s_cross + t * (squares[a] + moments.count * s2),
+        )
+
+    return {pair: moved(pair, old) for pair, old in moments.norms.items()}
 
 
 def _add_block(moments, x, y, valid, fold):
@@ -230,12 +291,36 @@ def _add_block(moments, x, y, valid, fold):
 
     x_deviation, x_shift = deviations(x, moments.x)
     y_deviation, y_shift = deviations(y, moments.y)
+    norms = None
+    if moments.norms is not None:
+        block = _block_moments(x_deviation, y_deviation, added)
+        of_block = _moved_norms(block, x_shift * count * inverse, y_shift * count * inverse)
+        so_far = jax.tree.map(lambda leaf: leaf[fold], dataclasses.replace(moments, active=None))
+        of_old = _moved_norms(so_far, -x_shift * added * inverse, -y_shift * added * inverse)
+        norms = jax.tree.map(lambda old, a, b: put(old, a + b), moments.norms, of_block, of_old)
     return Moments(
         count=put(moments.count, total),
         x=side(moments.x, x, x_deviation, x_shift),
         y=side(moments.y, y, y_deviation, y_shift),
         xy=product(moments.xy, x_deviation, y_deviation, x_shift, y_shift),
+        norms=norms,
+        active=None if moments.active is None else _add_block(moments.active, x > 0, y > 0, valid, fold),
     )
+
+
+def _block_moments(x, y, count):
+    """One fold's moments, as far as norms need them, of deviations from their own mean."""
+
+    def side(values):
+        squares = jnp.sum(values**2, axis=0)
+        return Side(jnp.zeros_like(squares), squares, squares, squares, _matmul(values.T, values))
+
+    def norms(a, b):
+        a2, b2 = jnp.sum(a**2, axis=1), jnp.sum(b**2, axis=1)
+        return Norms(jnp.sum(a2 * b2), _matmul(b2, a), _matmul(a2, b))
+
+    pairs = {"xx": (x, x), "xy": (x, y), "yy": (y, y)}
+    return Moments(count, side(x), side(y), _matmul(x.T, y), {pair: norms(*both) for pair, both in pairs.items()})
 
 
 def _blocks(fold_ids, n_folds, largest=4096):

@@ -121,6 +121,47 @@ def alignment_bars(rows: Sequence[dict[str, Any]], title: str, path: str | PathL
     plt.close(figure)
 
 
+def speed_bars(rows: Sequence[dict[str, Any]], repeats: int, where: str, path: str | PathLike) -> None:
+    """Times faster than each alternative, a bar each from 1 on a log axis, with marks at the targets.
+
+    Args:
+        rows: rows of `experiments.benchmark`: `work`, `against`, `ours_s`, `theirs_s`, `ratio`, `target`, `met`.
+        repeats: number of runs that the medians are over.
+        where: device and number of threads.
+        path: of the PNG to write.
+    """
+    plt = _pyplot()
+    import matplotlib.ticker
+
+    figure, axis = plt.subplots(figsize=(8.5, 1.6 + 0.42 * len(rows)), layout="constrained")
+    colours = {True: "#0072B2", False: "#D55E00", None: "#999999"}
+    labels = {True: "target met", False: "target missed", None: "no target"}
+    for met in labels:
+        chosen = [(i, row) for i, row in enumerate(rows) if row["met"] is met]
+        if chosen:
+            positions, ratios = [i for i, _ in chosen], [row["ratio"] for _, row in chosen]
+            axis.barh(positions, [ratio - 1 for ratio in ratios], left=1, height=0.6, color=colours[met], label=labels[met])
+    aims = [(row["target"], i) for i, row in enumerate(rows) if row["target"] is not None]
+    axis.scatter(*zip(*aims, strict=True), marker="|", s=320, color="black", linewidth=2.2, label="target", zorder=3)
+    for i, row in enumerate(rows):
+        end = max(1, row["ratio"], row["target"] or 0)
+        text = f"{_short(row['ratio'])}×  (ours {_seconds(row['ours_s'])}, theirs {_seconds(row['theirs_s'])})"
+        axis.annotate(text, (end, i), (7, 0), textcoords="offset points", va="center", fontsize=10)
+    axis.set_xscale("log")
+    low = min(1, *(row["ratio"] for row in rows), *(target for target, _ in aims))
+    high = max(1, *(row["ratio"] for row in rows), *(target for target, _ in aims))
+    axis.set_xlim(low / 1.3, high * (high / low) ** 0.75)  # room for the numbers
+    axis.xaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda ratio, _: f"{ratio:,.10g}"))
+    axis.axvline(1, color="black", linewidth=1)
+    axis.set_yticks(range(len(rows)), [f"{row['work']}\nvs {row['against']}" for row in rows], fontsize=10)
+    axis.invert_yaxis()
+    axis.set_xlabel(f"times faster than the alternative (median of {repeats} runs)", fontsize=11)
+    figure.legend(loc="outside lower center", ncols=4, fontsize=10, frameon=False)
+    axis.set_title(where, fontsize=11, color="#444444")
+    figure.savefig(path, dpi=200)
+    plt.close(figure)
+
+
 def _pyplot():
     import matplotlib
 
@@ -149,3 +190,11 @@ def _errors(rows):
 def _caption(rows):
     seeds = max(row["n_seeds"] for row in rows)
     return f"{seeds} seeds; bars: 95 % confidence interval over seeds" if seeds > 2 else f"{seeds} seeds; no interval"
+
+
+def _seconds(value):
+    return f"{_short(value)} s" if value >= 1 else f"{_short(1000 * value)} ms"
+
+
+def _short(value):
+    return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"

@@ -1,9 +1,26 @@
-"""Summaries with confidence intervals."""
+"""Confidence intervals, chance levels and paired comparisons.
 
-from typing import Any
+What an interval is over must be named: seeds (`over_pairs`, `over_seeds`), target units (`over_units`) or samples
+(`over_samples`).
+"""
 
+import dataclasses
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
+from jax import lax
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, Key
+
+from superpos import alignment
+from superpos import metrics as metrics_lib
+from superpos import moments as moments_lib
+from superpos.alignment import Metrics
+from superpos.metrics import Score
+from superpos.moments import Moments
 
 
 def over_pairs(scores: Float[np.ndarray, "seeds seeds"], *, symmetric: bool = False) -> dict[str, Any]:
@@ -62,6 +79,225 @@ def over_seeds(values: Float[np.ndarray, " seeds"]) -> dict[str, Any]:
         "ci95": interval,
         "n_seeds": n_seeds,
     }
+
+
+def over_units(score: Score) -> dict[str, Any]:
+    """Mean, spread and confidence interval of a score over target units, each averaged over folds.
+
+    The target units stand for a population of such units; the source units and the samples are as they are. The scores of
+    soft and one-to-one matching depend on all target units together: there the interval leaves that dependence out.
+
+    Args:
+        score: of a metric that scores units.
+
+    Returns:
+        Keys as in `over_seeds`, with `n_units` for `n_seeds`.
+
+    Raises:
+        ValueError: a score without units, or without a live one.
+    """
+    if score.units is None:
+        raise ValueError("score must have a value for each target unit, got one without units.")
+    units = np.asarray(score.units, np.float64)
+    units = units[:, ~np.isnan(units).all(axis=0)]
+    if units.size == 0:
+        raise ValueError("score has no live target unit.")
+    summary = over_seeds(np.nanmean(units, axis=0))
+    summary["n_units"] = summary.pop("n_seeds")
+    return summary
+
+
+class Jackknife(NamedTuple):
+    """The score of one metric, and what it is without some of the held-out samples.
+
+    Attributes:
+        mean: scalar, the score.
+        without: `(n_folds, n_blocks)`, the score where one block of one fold's held-out samples is left out, the fitted maps
+            fixed.
+    """
+
+    mean: Float[Array, ""]
+    without: Float[Array, "folds blocks"]
+
+
+def jackknife(
+    source: ArrayLike,
+    target: ArrayLike,
+    metrics: Metrics = alignment.DEFAULT,
+    folds: int | ArrayLike | None = 5,
+    n_folds: int | None = None,
+    key: Key[Array, ""] | None = None,
+    groups: ArrayLike | None = None,
+    n_blocks: int = 10,
+) -> dict[str, Jackknife]:
+    """Scores, and what they are without each of some blocks of held-out samples: for `over_samples` and `paired`.
+
+    Maps are fitted on the whole training parts, and held-out samples are left out only where they are scored: resampling
+    before the split would put copies of a sample on both sides of it. Holds the moments of n_folds x n_blocks parts.
+
+    Args:
+        source, target, metrics, folds, n_folds, key, groups: as in `sp.align`. The groups of a fold stay together in its
+            blocks.
+        n_blocks: blocks in each fold, at least 2; static.
+
+    Raises:
+        ValueError: as `sp.align`; fewer than 2 blocks, or fewer groups in a fold than blocks.
+    """
+    resolved = metrics_lib.resolve(metrics)
+    x, y, ids, n_folds, largest = alignment.check(source, target, folds, n_folds, key, groups)
+    if n_blocks < 2:
+        raise ValueError(f"n_blocks must be at least 2, got {n_blocks}.")
+    blocks = alignment.deal(ids, n_folds, n_blocks, jax.random.key(0) if key is None else key, groups)
+    return _jackknife(x, y, ids, blocks, resolved, n_folds, largest, n_blocks)
+
+
+@functools.partial(jax.jit, static_argnames=("metrics", "n_folds", "largest_fold", "n_blocks"))
+def _jackknife(x, y, ids, blocks, metrics, n_folds, largest_fold, n_blocks):
+    own = np.kron(np.eye(n_folds, dtype=bool), np.ones(n_blocks, bool))  # (folds, parts)
+    block = jnp.arange(n_folds * n_blocks) % n_blocks
+    results = {}
+    gathered = alignment.gather(x, y, ids, metrics, n_folds, largest_fold, blocks, n_blocks)
+    for metric, (evidence, _) in zip(metrics, gathered, strict=True):
+        whole = moments_lib.pool(evidence, own) if isinstance(evidence, Moments) else evidence
+        fitted = metric.fit(whole)
+        score = metric.evaluate(fitted, whole)
+
+        def without(left_out, metric=metric, evidence=evidence, whole=whole, fitted=fitted):
+            if isinstance(evidence, Moments):
+                rest = moments_lib.pool(evidence, own & (block != left_out))
+                live = {  # units stay live or masked as they are in the whole
+                    side: dataclasses.replace(getattr(rest, side), low=getattr(whole, side).low, high=getattr(whole, side).high)
+                    for side in ("x", "y")
+                }
+                rest = dataclasses.replace(rest, **live)
+            else:
+                rest = dataclasses.replace(evidence, fold_ids=jnp.where(blocks == left_out, -1, ids))
+            return metric.evaluate(fitted, rest).folds
+
+        changed = lax.map(without, jnp.arange(n_blocks))  # (blocks, folds)
+        results[metric.name] = Jackknife(score.mean, score.mean + (changed - score.folds).T / n_folds)
+    return results
+
+
+def over_samples(jackknifed: Jackknife) -> dict[str, Any]:
+    """Score with standard error and confidence interval over samples, for the fitted maps at hand.
+
+    The delete-a-block jackknife within each fold (Efron & Stein 1981), scaled by Student's t with n_folds (n_blocks - 1)
+    degrees of freedom. Samples, or groups of them, are taken as independent.
+
+    Args:
+        jackknifed: from `jackknife`.
+
+    Returns:
+        `mean`, `standard_error`, `ci95` (two numbers, None where the score is not defined), `n_blocks` in all.
+    """
+    return _over_blocks(jackknifed.mean, jackknifed.without)
+
+
+def paired(a: Jackknife, b: Jackknife) -> dict[str, Any]:
+    """The difference a - b of two alignments of the same samples, with its interval over samples.
+
+    Args:
+        a, b: from `jackknife`, with the same number of samples, folds, key, groups and n_blocks, so that blocks are the same
+            samples.
+
+    Returns:
+        Keys as in `over_samples`, and `p_value`, two-sided, that the difference is 0.
+
+    Raises:
+        ValueError: different numbers of folds or blocks.
+    """
+    from scipy.stats import t
+
+    if a.without.shape != b.without.shape:
+        raise ValueError(f"a and b must have the same folds and blocks, got {a.without.shape} and {b.without.shape}.")
+    summary = _over_blocks(a.mean - b.mean, a.without - b.without)
+    n_folds, n_blocks = a.without.shape
+    error = summary["standard_error"]
+    ratio = abs(summary["mean"]) / error if error > 0 else (0.0 if summary["mean"] == 0 else np.inf)
+    return {**summary, "p_value": float(2 * t.sf(ratio, n_folds * (n_blocks - 1)))}
+
+
+def _over_blocks(estimate, without):
+    from scipy.stats import t
+
+    without = np.asarray(without, np.float64)
+    n_folds, n_blocks = without.shape
+    spread = np.sum((without - without.mean(axis=1, keepdims=True)) ** 2)
+    error = float(np.sqrt((n_blocks - 1) / n_blocks * spread))
+    half, estimate = float(t.ppf(0.975, n_folds * (n_blocks - 1))) * error, float(estimate)
+    interval = [estimate - half, estimate + half] if np.isfinite([half, estimate]).all() else None
+    return {"mean": estimate, "standard_error": error, "ci95": interval, "n_blocks": n_folds * n_blocks}
+
+
+class Chance(NamedTuple):
+    """The score of one metric beside its permutation null.
+
+    Attributes:
+        score: scalar, samples paired as they are.
+        null: `(n_permutations,)`, scores with the target's samples in random order.
+        p_value: scalar, share of the null, itself counted, that is at least as aligned as the score.
+    """
+
+    score: Float[Array, ""]
+    null: Float[Array, " permutations"]
+    p_value: Float[Array, ""]
+
+
+def chance(
+    source: ArrayLike,
+    target: ArrayLike,
+    metrics: Metrics = alignment.DEFAULT,
+    folds: int | ArrayLike | None = 5,
+    n_folds: int | None = None,
+    key: Key[Array, ""] | None = None,
+    groups: ArrayLike | None = None,
+    n_permutations: int = 100,
+) -> dict[str, Chance]:
+    """The chance level of each metric for the samples and numbers of units at hand: a permutation null.
+
+    Both sides keep what they are; only which sample of one belongs to which of the other is lost. Whole groups change places.
+
+    Args:
+        source, target, metrics, folds, n_folds, key, groups: as in `sp.align`. All groups must have equally many samples.
+        n_permutations: static; as many alignments are computed, one after the other.
+
+    Raises:
+        ValueError: as `sp.align`; groups of different sizes, or traced ones; samples left out by a fold of -1.
+    """
+    resolved = metrics_lib.resolve(metrics)
+    x, y, ids, n_folds, largest = alignment.check(source, target, folds, n_folds, key, groups)
+    n_samples = x.shape[0]
+    if not isinstance(ids, jax.core.Tracer) and (np.asarray(ids) < 0).any():
+        raise ValueError("folds leaves samples out with -1, which chance does not take: drop them beforehand.")
+    by_group = jnp.arange(n_samples)[:, None]
+    if groups is not None:
+        _, index, counts = np.unique(np.asarray(groups), return_inverse=True, return_counts=True)
+        if len(set(counts.tolist())) > 1:
+            raise ValueError(f"groups must have equally many samples to change places, got {counts.min()} to {counts.max()}.")
+        by_group = jnp.asarray(np.argsort(index, kind="stable").reshape(len(counts), -1))
+    key = jax.random.key(0) if key is None else key
+    return _chance(x, y, ids, by_group, key, resolved, n_folds, largest, n_permutations)
+
+
+@functools.partial(jax.jit, static_argnames=("metrics", "n_folds", "largest_fold", "n_permutations"))
+def _chance(x, y, ids, by_group, key, metrics, n_folds, largest_fold, n_permutations):
+    def scores(target):
+        gathered = alignment.gather(x, target, ids, metrics, n_folds, largest_fold)
+        return {metric.name: metric(evidence).mean for metric, (evidence, _) in zip(metrics, gathered, strict=True)}
+
+    def shuffled(key):
+        moved = jax.random.permutation(key, by_group)
+        return scores(y[jnp.zeros(len(y), jnp.int32).at[by_group.ravel()].set(moved.ravel())])
+
+    observed = scores(y)
+    null = lax.map(shuffled, jax.random.split(key, n_permutations))
+    results = {}
+    for metric in metrics:
+        sign = -1 if metric.distance else 1
+        as_aligned = jnp.sum(sign * null[metric.name] >= sign * observed[metric.name])
+        results[metric.name] = Chance(observed[metric.name], null[metric.name], (1 + as_aligned) / (1 + n_permutations))
+    return results
 
 
 def _jackknife_interval(estimate, without):

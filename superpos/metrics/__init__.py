@@ -1,18 +1,73 @@
-"""Alignment metrics. Each is a small frozen dataclass that turns moments into a `Score`.
+"""Alignment metrics. Each is a small frozen dataclass that turns moments, or samples, into a `Score`.
 
 To add one: write it in a file here, and name it in `_METRICS`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-from superpos.metrics.base import Metric, Score
-from superpos.metrics.matching import SemiMatch, SoftMatch
-from superpos.metrics.recovery import feature_recovery
-from superpos.metrics.regression import Ridge
+from superpos.metrics.base import Metric, Samples, Score
+from superpos.metrics.geometry import CCA, CKA, RSA, Jaccard, MutualKNN, Procrustes
+from superpos.metrics.matching import PartialSoftMatch, PermutationMatch, SemiMatch, SoftMatch, SoftMatchDistance
+from superpos.metrics.recovery import FeatureRecovery, MeanCorrelation, Uniqueness
+from superpos.metrics.regression import NNLS, OLS, PLS
+from superpos.metrics.ridge import Ridge
 
-__all__ = ["Metric", "Ridge", "Score", "SemiMatch", "SoftMatch", "feature_recovery", "names", "resolve"]
+__all__ = [
+    "CCA",
+    "CKA",
+    "NNLS",
+    "OLS",
+    "PLS",
+    "RSA",
+    "FeatureRecovery",
+    "Jaccard",
+    "MeanCorrelation",
+    "Metric",
+    "MutualKNN",
+    "PartialSoftMatch",
+    "PermutationMatch",
+    "Procrustes",
+    "Ridge",
+    "Samples",
+    "Score",
+    "SemiMatch",
+    "SoftMatch",
+    "SoftMatchDistance",
+    "Uniqueness",
+    "names",
+    "resolve",
+]
 
-_METRICS: dict[str, Callable[[], Metric]] = {"semi_match": SemiMatch, "soft_match": SoftMatch, "ridge": Ridge}
+_METRICS: dict[str, Metric] = {
+    metric.name: metric
+    for metric in (
+        SemiMatch(),
+        SoftMatch(),
+        PermutationMatch(),
+        PartialSoftMatch(),
+        SoftMatchDistance(),
+        Ridge(),
+        OLS(),
+        NNLS(),
+        PLS(),
+        CKA(),
+        CKA(debiased=True, name="debiased_cka"),
+        Procrustes(),
+        Procrustes(kind="angular", name="procrustes_angular"),
+        Procrustes(kind="bures", name="procrustes_bures"),
+        CCA(),
+        CCA(variance=0.99, name="svcca"),
+        CCA(projection_weighted=True, name="pwcca"),
+        RSA(),
+        RSA(kind="spearman", name="rsa_spearman"),
+        RSA(kind="kendall", name="rsa_kendall"),
+        MutualKNN(),
+        Jaccard(),
+        FeatureRecovery(),
+        MeanCorrelation(),
+        Uniqueness(),
+    )
+}
 
 
 def names() -> tuple[str, ...]:
@@ -33,7 +88,7 @@ def resolve(metrics: Sequence[str | Metric] | str | Metric) -> tuple[Metric, ...
         if isinstance(metric, str):
             if metric not in _METRICS:
                 raise ValueError(f"metrics takes names out of {', '.join(_METRICS)}, got {metric!r}.")
-            metric = _METRICS[metric]()
+            metric = _METRICS[metric]
         if not isinstance(metric, Metric):
             raise ValueError(f"metrics takes names or configured metrics, got {metric!r}.")
         if metric.name in (other.name for other in resolved):

@@ -1,9 +1,12 @@
-"""What a metric is, and what it returns."""
+"""What a metric is, what it reads, and what it returns."""
 
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+import abc
+import dataclasses
+from typing import Any, ClassVar, NamedTuple
 
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from superpos.moments import Moments
 
@@ -24,24 +27,73 @@ class Score(NamedTuple):
     details: dict[str, Any]
 
 
-@runtime_checkable
-class Metric(Protocol):
-    """A metric: hashable, so that it can be a static argument of `jit`."""
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Samples:
+    """Two representations of the same samples, for metrics that sums are not enough for.
 
-    @property
-    def name(self) -> str:
-        """Its key in the result of `sp.align` and `sp.score`."""
+    Attributes:
+        x, y: `(samples, units)`, 0 in masked units.
+        fold_ids: `(samples,)`, outside 0 to n_folds - 1 for samples that are left out.
+        source, target: masks of the live units.
+        n_folds: static.
+        largest_fold: a static bound on the number of samples in a fold.
+    """
 
-    @property
-    def reads(self) -> frozenset[str]:
-        """The moments that it needs, out of `sp.moments.READS`."""
+    x: Float[Array, "samples source"]
+    y: Float[Array, "samples target"]
+    fold_ids: Int[Array, " samples"]
+    source: Bool[Array, " source"]
+    target: Bool[Array, " target"]
+    n_folds: int = dataclasses.field(metadata={"static": True})
+    largest_fold: int = dataclasses.field(metadata={"static": True})
 
-    @property
-    def symmetric(self) -> bool:
-        """Whether swapping source and target leaves the score as it is."""
+    def held_out(self, fold: Array) -> tuple[Array, Array, Array]:
+        """Both sides of one fold's samples, padded to `(largest_fold, units)`, and which rows are real."""
+        rows, valid = self.rows(fold)
+        return self.x[rows], self.y[rows], valid
 
-    def __call__(self, moments: Moments, /) -> Score:
-        """Scores moments."""
+    def rows(self, fold: Array) -> tuple[Array, Array]:
+        """The indices of one fold's samples, padded to `(largest_fold,)`, and which of them are real."""
+        inside = self.fold_ids == fold
+        rows = jnp.argsort(~inside, stable=True)[: self.largest_fold]
+        return rows, inside[rows]
+
+
+class Metric(abc.ABC):
+    """A metric: a frozen dataclass with a `name`, hashable, so that it can be a static argument of `jit`.
+
+    `fit` reads the training part of each fold and `evaluate` scores the held-out part, so that held-out samples can be
+    resampled with the fitted map fixed. `sp.align` and `sp.score` call both.
+    """
+
+    name: str  # its key in the result of `sp.align` and `sp.score`
+    reads: ClassVar[frozenset[str]] = frozenset({"xy"})  # out of `sp.moments.READS`, or "samples"
+    symmetric: ClassVar[bool] = False  # swapping source and target leaves the score as it is
+    distance: ClassVar[bool] = False  # lower is more alike
+    rotates: ClassVar[frozenset[str]] = frozenset()  # sides, "source" and "target", whose rotation changes nothing
+    wide: ClassVar[bool] = False  # takes `Samples` too, where there are fewer of them than source units
+
+    def fit(self, evidence: Any) -> Any:
+        """What is fitted on each fold's training part: a pytree, None where there is nothing to fit.
+
+        Args:
+            evidence: the `Moments` of all folds, or `Samples` for a metric that reads "samples".
+        """
+        del evidence
+
+    @abc.abstractmethod
+    def evaluate(self, fitted: Any, evidence: Any) -> Score:
+        """Scores the held-out part of each fold.
+
+        Args:
+            fitted: from `fit`.
+            evidence: as for `fit`, of the same folds, or of some of the samples of each.
+        """
+
+    def __call__(self, evidence: Any) -> Score:
+        """Fits and evaluates."""
+        return self.evaluate(self.fit(evidence), evidence)
 
 
 def correlations(moments: Moments) -> Float[Array, "folds source target"]:
@@ -56,7 +108,20 @@ def safe_divide(numerator: Array, denominator: Array) -> Array:
     return jnp.where(positive, numerator / jnp.where(positive, denominator, 1), 0)
 
 
-def from_units(units: Float[Array, "folds target"], live: Bool[Array, " target"], details: dict[str, Any]) -> Score:
+def safe_sqrt(values: Array) -> Array:
+    """The square root, 0 where a value is not positive; gradients stay finite."""
+    positive = values > 0
+    return jnp.where(positive, jnp.sqrt(jnp.where(positive, values, 1)), 0)
+
+
+def from_units(units: Float[Array, "folds target"], live: Bool[Array, "*folds target"], details: dict[str, Any]) -> Score:
     """A score that is the mean over live target units, then over folds."""
-    folds = jnp.sum(jnp.where(live, units, 0), axis=1) / jnp.sum(live)  # 0 / 0 is NaN: no live unit
+    live = jnp.broadcast_to(live, units.shape)
+    folds = jnp.sum(jnp.where(live, units, 0), axis=1) / jnp.sum(live, axis=1)  # 0 / 0 is NaN: no live unit
     return Score(jnp.mean(folds), folds, jnp.where(live, units, jnp.nan), details)
+
+
+def from_folds(folds: Float[Array, " folds"], live: tuple[Array, Array], details: dict[str, Any] | None = None) -> Score:
+    """A score without a score for each unit; NaN where a side has no live unit."""
+    folds = jnp.where(jnp.any(live[0]) & jnp.any(live[1]), folds, jnp.nan)
+    return Score(jnp.mean(folds), folds, None, details or {})

@@ -4,18 +4,19 @@ Superposition deflates them: a unit that mixes features matches no unit that mix
 """
 
 import dataclasses
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from superpos import transport
-from superpos.metrics.base import Score, correlations, from_units
+from superpos.metrics.base import Metric, Score, correlations, from_folds, from_units, safe_divide, safe_sqrt
 from superpos.moments import Moments, training
 
 
 @dataclasses.dataclass(frozen=True)
-class SemiMatch:
+class SemiMatch(Metric):
     """Semi-matching: each target unit takes the source unit that correlates best with it on the training part.
 
     score = mean over live target units j of r_test(x_{argmax_i r_train(x_i, y_j)}, y_j). Not symmetric: several targets
@@ -25,20 +26,49 @@ class SemiMatch:
     """
 
     name: str = "semi_match"
-    reads: ClassVar[frozenset[str]] = frozenset({"xy"})
-    symmetric: ClassVar[bool] = False
 
-    def __call__(self, moments: Moments) -> Score:
-        """Scores moments."""
-        source, target = moments.live()
-        fitted = jnp.where(source[:, None], correlations(training(moments)), -jnp.inf)
-        partner = jnp.argmax(fitted, axis=1)
-        units = jnp.take_along_axis(correlations(moments), partner[:, None, :], axis=1)[:, 0]
-        return from_units(units, target & jnp.any(source), {"partner": partner})
+    def fit(self, evidence: Moments) -> Any:
+        """The partner of each target unit."""
+        source, _ = evidence.live()
+        return jnp.argmax(jnp.where(source[:, None], correlations(training(evidence)), -jnp.inf), axis=1)
+
+    def evaluate(self, fitted: Any, evidence: Moments) -> Score:
+        """The correlation of each target unit with its partner."""
+        source, target = evidence.live()
+        return from_units(_with_partner(evidence, fitted), target & jnp.any(source), {"partner": fitted})
 
 
 @dataclasses.dataclass(frozen=True)
-class SoftMatch:
+class PermutationMatch(Metric):
+    """One-to-one matching: an exact assignment of source to target units on the training part.
+
+    score = mean over the min(n_source, n_target) matched pairs of r_test, the pairs maximising the sum of r_train. Symmetric.
+    Target units without a partner have no score. Source: Li et al. 2015, "Convergent learning" (there by greedy or
+    maximum-weight matching); with equally many units soft_match solves the same problem.
+
+    Details: `partner`, `(folds, n_target)`, the source unit of each target, -1 where it has none; `gap`, `(folds,)`, the
+    duality gap of the sum over pairs on the training part.
+    """
+
+    name: str = "permutation_match"
+    symmetric: ClassVar[bool] = True
+
+    def fit(self, evidence: Moments) -> Any:
+        """The assignment."""
+        masks = evidence.live()
+        solved = jax.vmap(lambda r: transport.assignment(-r, *masks))(lax.stop_gradient(correlations(training(evidence))))
+        return solved.source_of, solved.gap
+
+    def evaluate(self, fitted: Any, evidence: Moments) -> Score:
+        """The correlation of each matched pair."""
+        source, target = evidence.live()
+        partner, gap = fitted
+        units = _with_partner(evidence, jnp.maximum(partner, 0))
+        return from_units(units, target & jnp.any(source) & (partner >= 0), {"partner": partner, "gap": gap})
+
+
+@dataclasses.dataclass(frozen=True)
+class SoftMatch(Metric):
     """Soft-matching: optimal transport between uniform masses on the live units of both sides.
 
     T maximises Σ T ∘ r_train over plans that give each live source unit mass 1 / n_source and each live target unit
@@ -50,13 +80,132 @@ class SoftMatch:
     """
 
     name: str = "soft_match"
-    reads: ClassVar[frozenset[str]] = frozenset({"xy"})
     symmetric: ClassVar[bool] = True
 
-    def __call__(self, moments: Moments) -> Score:
-        """Scores moments."""
-        source, target = moments.live()
-        masses = transport.uniform_masses(source, target)
-        solved = jax.vmap(lambda r: transport.exact(-r, *masses))(correlations(training(moments)))
-        units = jnp.sum(solved.plan * correlations(moments), axis=1) * jnp.sum(target)
-        return from_units(units, target & jnp.any(source), {"plan": solved.plan, "gap": solved.gap})
+    def fit(self, evidence: Moments) -> Any:
+        """The transport plan and its duality gap."""
+        return _transport(-correlations(training(evidence)), evidence)
+
+    def evaluate(self, fitted: Any, evidence: Moments) -> Score:
+        """The correlations that the plan pairs."""
+        source, target = evidence.live()
+        plan, gap = fitted
+        units = jnp.sum(plan * correlations(evidence), axis=1) * jnp.sum(target)
+        return from_units(units, target & jnp.any(source), {"plan": plan, "gap": gap})
+
+
+@dataclasses.dataclass(frozen=True)
+class SoftMatchDistance(Metric):
+    """The soft-matching distance: the 2-Wasserstein distance between the two sets of tuning curves.
+
+    d = √(Σ T ∘ C_test), C_ij = |x_i - y_j|², T the transport plan that minimises Σ T ∘ C_train. With `normalise` each unit is
+    centred and scaled to norm 1, so that C = 2 - 2 r and d = √(2 - 2 soft_match); without, units are centred and C is the
+    mean square over samples. A metric on representations when fitted and evaluated on the same samples (`folds=None`).
+    Symmetric; 0 for equal sides. Source: Khosla & Williams 2024, arXiv 2311.09466.
+
+    Attributes:
+        normalise: scale each unit to norm 1; otherwise the distance is not invariant to scaling units.
+        name: its key in the result.
+
+    Details: `plan` and `gap` as in `SoftMatch`, the gap being that of d².
+    """
+
+    normalise: bool = True
+    name: str = "soft_match_distance"
+    symmetric: ClassVar[bool] = True
+    distance: ClassVar[bool] = True
+
+    def fit(self, evidence: Moments) -> Any:
+        """The transport plan and its duality gap."""
+        return _transport(self._cost(training(evidence)), evidence)
+
+    def evaluate(self, fitted: Any, evidence: Moments) -> Score:
+        """The distance under the plan."""
+        plan, gap = fitted
+        squared = jnp.sum(jnp.where(plan > 0, plan * self._cost(evidence), 0), axis=(1, 2))
+        return from_folds(safe_sqrt(squared), evidence.live(), {"plan": plan, "gap": gap})
+
+    def _cost(self, moments):
+        if self.normalise:
+            return 2 - 2 * correlations(moments)
+        squares = moments.x.squares[:, :, None] + moments.y.squares[:, None, :] - 2 * moments.xy
+        return squares / moments.count[:, None, None]
+
+
+@dataclasses.dataclass(frozen=True)
+class PartialSoftMatch(Metric):
+    """Partial soft-matching: optimal transport of a share of the mass, so that units without a counterpart stay unmatched.
+
+    T maximises Σ T ∘ r_train over plans that take at most 1 / n_source from each live source unit, bring at most 1 / n_target
+    to each live target unit, and move mass s in all; score = Σ T ∘ r_test / s. A target unit's score is the mean correlation
+    over the mass that it receives; it has none where it stays unmatched. Symmetric. Source: Kapoor, Williams & Khosla, ICLR
+    2026, arXiv 2602.19331.
+
+    Attributes:
+        mass: s, between 0 and 1; None chooses it by an L-curve on the training part: of s = 1/20, 2/20, ..., 1 the one at
+            which the curve of transport cost Σ T ∘ (1 - r_train) against s lies farthest below its chord. The source names
+            the L-curve; this rule for its elbow is ours.
+        name: its key in the result.
+
+    Details: `mass`, `(folds,)`, s, to the precision of the solver's integers; `source_mass`, `(folds, n_source)`, and
+    `target_mass`, `(folds, n_target)`, how much of each unit is matched, 1 being all of it; `plan`, `(folds, n_source,
+    n_target)`; `gap`, `(folds,)`.
+
+    Raises:
+        ValueError: a mass outside (0, 1].
+    """
+
+    mass: float | None = None
+    name: str = "partial_soft_match"
+    symmetric: ClassVar[bool] = True
+
+    def __post_init__(self):
+        if self.mass is not None and not 0 < self.mass <= 1:
+            raise ValueError(f"mass must be above 0 and at most 1, got {self.mass}.")
+
+    def fit(self, evidence: Moments) -> Any:
+        """The transport plan, the mass it moves, and its duality gap."""
+        masks = evidence.live()
+
+        def solve(r, mass):
+            solved, moved = transport.partial(-r, *masks, mass)
+            return solved.plan, moved, solved.gap
+
+        def one(r):
+            if self.mass is not None:
+                return solve(r, self.mass)
+            masses = jnp.arange(1, 21) / 20
+            plans = lax.map(lambda mass: solve(r, mass), masses)
+            cost = jnp.sum(jnp.where(plans[0] > 0, plans[0] * (1 - r), 0), axis=(1, 2))
+            chord = cost[0] + (cost[-1] - cost[0]) * (masses - masses[0]) / (masses[-1] - masses[0])
+            return jax.tree.map(lambda leaf: leaf[jnp.argmax(chord - cost)], plans)
+
+        return jax.vmap(one)(lax.stop_gradient(correlations(training(evidence))))
+
+    def evaluate(self, fitted: Any, evidence: Moments) -> Score:
+        """The correlations that the plan pairs."""
+        plan, mass, gap = fitted
+        source, target = evidence.live()
+        paired = jnp.sum(plan * correlations(evidence), axis=1)
+        received = jnp.sum(plan, axis=1)
+        folds = jnp.where(jnp.any(source) & jnp.any(target), jnp.sum(paired, axis=1) / mass, jnp.nan)
+        matched = received > 0.5 * jnp.finfo(plan.dtype).eps
+        details = {
+            "mass": mass,
+            "source_mass": jnp.sum(plan, axis=2) * jnp.sum(source),
+            "target_mass": received * jnp.sum(target),
+            "plan": plan,
+            "gap": gap,
+        }
+        return Score(jnp.mean(folds), folds, jnp.where(matched, safe_divide(paired, received), jnp.nan), details)
+
+
+def _with_partner(moments, partner):
+    return jnp.take_along_axis(correlations(moments), partner[:, None, :], axis=1)[:, 0]
+
+
+def _transport(cost, evidence):
+    """The optimal plan of each fold between uniform masses on live units, and its duality gap."""
+    masses = transport.uniform_masses(*evidence.live())
+    solved = jax.vmap(lambda c: transport.exact(c, *masses))(cost)
+    return solved.plan, solved.gap

@@ -1,21 +1,84 @@
-"""How much of the ground truth a representation shows."""
+"""How much of the ground truth a representation shows: the target units are the true features.
 
+Nothing is fitted: each held-out part is scored alone, so that `folds=None` or moments of one fold score all samples. The best
+of many units is above chance in few samples; a permutation null (`sp.stats.chance`) says by how much.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
 
-from superpos.metrics.matching import SemiMatch
-from superpos.moments import Moments, pool
+from superpos import transport
+from superpos.metrics.base import Metric, Score, correlations, from_units
+from superpos.moments import Moments
 
 
-def feature_recovery(moments: Moments) -> Float[Array, " features"]:
-    """For each feature its highest Pearson correlation with any unit, over all samples: `(n_features,)`.
+@dataclasses.dataclass(frozen=True)
+class FeatureRecovery(Metric):
+    """Feature recovery: for each feature its highest Pearson correlation with any unit.
 
     Source: Longon, Klindt & Khosla, arXiv 2510.03186, feature recovery of the toy models.
 
-    Args:
-        moments: source: the units of a representation; target: the features.
+    Details: `partner`, `(folds, n_features)`, the unit of the highest correlation.
     """
-    everything = pool(moments, jnp.ones((1, moments.n_folds), bool))
-    units = SemiMatch()(everything).units
-    assert units is not None
-    return units[0]
+
+    name: str = "feature_recovery"
+
+    def evaluate(self, fitted: Any, evidence: Moments) -> Score:
+        """The highest correlation of each feature."""
+        del fitted
+        source, target = evidence.live()
+        r = jnp.where(source[:, None], correlations(evidence), -jnp.inf)
+        return from_units(jnp.max(r, axis=1), target & jnp.any(source), {"partner": jnp.argmax(r, axis=1)})
+
+
+@dataclasses.dataclass(frozen=True)
+class MeanCorrelation(Metric):
+    """Mean correlation coefficient (MCC): mean |r| over an exact one-to-one matching of units and features.
+
+    The matching maximises the sum of |r|; the mean is over min(n_units, n_features) pairs. Source: Hyvärinen & Morioka 2016.
+
+    Attributes:
+        signed: match and average r itself, for features whose sign means something.
+        name: its key in the result.
+
+    Details: `partner`, `(folds, n_features)`, the unit of each feature, -1 where it has none.
+    """
+
+    signed: bool = False
+    name: str = "mcc"
+
+    def evaluate(self, fitted: Any, evidence: Moments) -> Score:
+        """The correlation of each matched pair."""
+        del fitted
+        source, target = evidence.live()
+        r = correlations(evidence)
+        r = r if self.signed else jnp.abs(r)
+        partner = jax.vmap(lambda r: transport.assignment(-r, source, target).source_of)(jax.lax.stop_gradient(r))
+        units = jnp.take_along_axis(r, jnp.maximum(partner, 0)[:, None, :], axis=1)[:, 0]
+        return from_units(units, target & jnp.any(source) & (partner >= 0), {"partner": partner})
+
+
+@dataclasses.dataclass(frozen=True)
+class Uniqueness(Metric):
+    """Uniqueness: the share of features whose best unit is the best unit of no other feature.
+
+    1 where every feature has a unit to itself; low in superposition, and at most n_units / n_features where units are fewer.
+    Best is highest Pearson correlation, as in `FeatureRecovery`. The definition is ours.
+
+    A unit's score is 1 or 0.
+    """
+
+    name: str = "uniqueness"
+
+    def evaluate(self, fitted: Any, evidence: Moments) -> Score:
+        """Whether each feature has its best unit to itself."""
+        del fitted
+        source, target = evidence.live()
+        r = correlations(evidence)
+        partner = jnp.argmax(jnp.where(source[:, None], r, -jnp.inf), axis=1)
+        shared = (partner[:, :, None] == partner[:, None, :]) & target & ~jnp.eye(target.size, dtype=bool)
+        alone = (~jnp.any(shared, axis=2)).astype(r.dtype)
+        return from_units(alone, target & jnp.any(source), {"partner": partner})

@@ -1,189 +1,254 @@
 """Metrics that regress target units on source units: invariant to invertible linear maps of the source, up to shrinkage.
 
 Superposition deflates them less than matching: a linear map can undo part of a mixture, but not what rectification cut off.
+
+All of them score a fold by the mean over live target units of the Pearson correlation r between prediction and held-out
+response; `details["r2"]`, `(folds, n_target)`, holds 1 - error / variance on the held-out part. `sp.reliability.correct`
+divides r by the square root of a unit's reliability. With `weights=True`, `details` also hold `weights`, `(folds, n_source,
+n_target)`, and `intercept`, `(folds, n_target)`, in the units of the data.
 """
 
 import dataclasses
-import functools
-import itertools
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
-from superpos.metrics.base import Score, from_units, safe_divide
-from superpos.moments import Moments, pool, training
+from superpos.linalg import eigh, matmul, nnls
+from superpos.metrics.base import Metric, Samples, Score, from_units, safe_divide, safe_sqrt
+from superpos.moments import Moments, training
+
+
+class Linear(NamedTuple):
+    """A linear map for each fold, fitted on the fold's training part.
+
+    Attributes:
+        weights: `(folds, n_source, n_target)`, or None where only predictions are held.
+        intercept: `(folds, n_target)`.
+        predictions: `(n_samples, n_target)`, each by the map of the fold that its sample is held out in, or None.
+        details: what else there is to tell.
+    """
+
+    weights: Any
+    intercept: Any
+    predictions: Any
+    details: dict[str, Any]
+
+
+class Regression(Metric):
+    """Scores linear maps."""
+
+    weights: bool
+
+    def evaluate(self, fitted: Linear, evidence: Moments | Samples) -> Score:
+        """Scores the held-out part of each fold."""
+        if isinstance(evidence, Samples):
+            held_out, shift = _held_out_by_predictions(fitted.predictions, evidence)
+            source, target = evidence.source, evidence.target
+        else:
+            held_out, shift = jax.vmap(held_out_by_map)(fitted.weights, fitted.intercept, evidence)
+            source, target = evidence.live()
+        r = safe_divide(held_out.cross, safe_sqrt(held_out.variance) * jnp.sqrt(held_out.squares))
+        error = held_out.squares - 2 * held_out.cross + held_out.variance + held_out.count[:, None] * shift**2
+        live = target & jnp.any(source)
+        r2 = jnp.where(live, 1 - safe_divide(error, held_out.squares), jnp.nan)
+        details = {"r2": r2, **fitted.details}
+        if self.weights:
+            details |= {"weights": fitted.weights, "intercept": fitted.intercept}
+        return from_units(jnp.clip(r, -1, 1), live, details)
+
+
+class _HeldOut(NamedTuple):
+    """Sums over held-out samples, centred: of prediction times response, of each squared, and their number."""
+
+    cross: Any
+    variance: Any
+    squares: Any
+    count: Any
+
+
+def held_out_by_map(weights: Any, intercept: Any, fold: Any) -> tuple[_HeldOut, Any]:
+    """What a map `(n_source, n_target)` predicts of one fold, from the fold's moments, and the mean error `(n_target,)`."""
+    cross = jnp.sum(weights * fold.xy, axis=0)
+    variance = jnp.sum(weights * matmul(fold.x.scatter, weights), axis=0)
+    shift = fold.y.mean - intercept - matmul(fold.x.mean, weights)
+    return _HeldOut(cross, variance, fold.y.squares, fold.count), shift
+
+
+def _held_out_by_predictions(predictions, samples):
+    def one(fold):
+        inside = (samples.fold_ids == fold)[:, None]
+        count = jnp.sum(inside, dtype=samples.y.dtype)
+        means = [jnp.sum(jnp.where(inside, v, 0), axis=0) / jnp.maximum(count, 1) for v in (predictions, samples.y)]
+        p, y = (jnp.where(inside, v - mean, 0) for v, mean in zip((predictions, samples.y), means, strict=True))
+        sums = _HeldOut(jnp.sum(p * y, axis=0), jnp.sum(p**2, axis=0), jnp.sum(y**2, axis=0), count)
+        return sums, means[1] - means[0]
+
+    return lax.map(one, jnp.arange(samples.n_folds))
+
+
+def linear(part: Moments, weights: Any, **details: Any) -> Linear:
+    """The map with these weights through the means of its training part."""
+    predicted = jnp.einsum("fs,fst->ft", part.x.mean, weights, precision=lax.Precision.HIGHEST)
+    return Linear(weights, part.y.mean - predicted, None, details)
 
 
 @dataclasses.dataclass(frozen=True)
-class Ridge:
-    """Ridge regression from source to target units, alpha chosen inside the training part.
+class OLS(Regression):
+    """Ordinary least squares, the solution of minimum norm, with a free intercept.
 
-    Source columns are standardised with the training part's mean and standard deviation (as scikit-learn's
-    StandardScaler), the intercept is free, and the penalty is alpha · |w|² beside a sum of squared errors over samples.
-    score = mean over live target units of the Pearson correlation between prediction and held-out response. Not
-    symmetric. Source: Hoerl & Kennard 1970; Longon, Klindt & Khosla, arXiv 2510.03186.
+    Source: Penrose 1956. Equal to scikit-learn's `LinearRegression` where `rcond` agrees.
 
-    Directions whose eigenvalue is below n_source · eps of the largest are left out: they hold rounding errors. In float32,
-    source units that differ from a combination of the others by less than about a thousandth of their size still cost accuracy
-    where alpha is small beside it: enable x64 for such data.
+    The float32 moments of units whose covariance has condition number c hold its weakest direction with relative error of about
+    c · 1e-7: where cond(X) = √c exceeds 1,000, enable x64.
 
     Attributes:
-        alphas: candidates.
-        per_target: choose alpha for each target unit on its own, instead of one for all.
-        selection: "folds": highest mean R² over the other folds of the training part, each held out in turn (as RidgeCV with
-            `cv=` those folds; needs at least 3 folds, else generalised cross-validation is used); "gcv": smallest generalised
-            cross-validation error (Golub, Heath & Wahba 1979), each target divided by its variance.
+        rcond: singular values of the centred source below this share of the largest count as 0. By default 2 √eps, which
+            is 7e-4 in float32 and 3e-8 with x64: less cannot be told from rounding in second moments.
+        weights: return weights and intercept in the details.
         name: its key in the result.
 
-    Details: `alpha`, `(folds,)` or `(folds, n_target)`; `weights`, `(folds, n_source, n_target)`, in the units of the data;
-    `intercept`, `(folds, n_target)`.
-
-    Raises:
-        ValueError: no alpha, one that is not positive, or an unknown selection.
+    Details: `r2`; `rank`, `(folds,)`.
     """
 
-    alphas: tuple[float, ...] = tuple(float(alpha) for alpha in np.logspace(-8, 8, 17))
-    per_target: bool = False
-    selection: Literal["folds", "gcv"] = "folds"
-    name: str = "ridge"
+    rcond: float | None = None
+    weights: bool = False
+    name: str = "ols"
     reads: ClassVar[frozenset[str]] = frozenset({"xx", "xy"})
-    symmetric: ClassVar[bool] = False
+    rotates: ClassVar[frozenset[str]] = frozenset({"source"})
+
+    def fit(self, evidence: Moments) -> Linear:
+        """Least squares on each fold's training part."""
+        source, _ = evidence.live()
+        part = training(evidence)
+        epsilon = jnp.finfo(part.xy.dtype).eps
+        cutoff = max(4 * float(epsilon), (self.rcond or 0) ** 2)
+
+        def solve(scatter, cross):
+            scatter = jnp.where(source[:, None] & source, scatter, 0)
+            cross = jnp.where(source[:, None], cross, 0)
+            values, vectors = eigh(lax.stop_gradient(scatter))
+            kept = values > cutoff * values[-1]
+            inverse = jnp.where(kept, 1 / jnp.where(kept, values, 1), 0)[:, None]
+            invert = lambda rest: matmul(vectors, inverse * matmul(vectors.T, rest))  # noqa: E731
+            weights = invert(lax.stop_gradient(cross))
+            return weights + invert(cross - matmul(scatter, weights)), jnp.sum(kept)  # refined: see Ridge
+
+        weights, rank = jax.vmap(solve)(part.x.scatter, part.xy)
+        return linear(part, weights, rank=rank)
+
+
+@dataclasses.dataclass(frozen=True)
+class NNLS(Regression):
+    """Non-negative least squares: weights >= 0, a free intercept.
+
+    Each target unit is a non-negative combination of source units, as features of one sign would add up. Exact, by the
+    active-set method of Lawson & Hanson 1974 on the moments; source units that are combinations of those in use stay out.
+    Reads the covariance of the source units even where there are fewer samples: memory grows with n_source².
+
+    Attributes:
+        weights: return weights and intercept in the details.
+        name: its key in the result.
+
+    Details: `r2`; `used`, `(folds, n_target)`, number of positive weights.
+    """
+
+    weights: bool = False
+    name: str = "nnls"
+    reads: ClassVar[frozenset[str]] = frozenset({"xx", "xy"})
+
+    def fit(self, evidence: Moments) -> Linear:
+        """Non-negative least squares on each fold's training part."""
+        source, _ = evidence.live()
+        part = training(evidence)
+        inverse = jnp.where(source, safe_divide(jnp.ones_like(part.x.squares), jnp.sqrt(part.x.squares)), 0)
+        assert part.x.scatter is not None, "NNLS reads xx"
+        gram = part.x.scatter * inverse[:, :, None] * inverse[:, None, :]
+        norms = jnp.sqrt(part.y.squares)[:, None, :]
+        cross = safe_divide(part.xy * inverse[:, :, None], norms)
+        solve = jax.vmap(nnls, (0, 0))  # over folds
+        solution = lax.map(lambda target: solve(gram, target), jnp.moveaxis(cross, 2, 0), batch_size=16)
+        weights = jnp.moveaxis(solution, 0, 2) * inverse[:, :, None] * norms
+        return linear(part, weights, used=jnp.sum(weights > 0, axis=1))
+
+
+@dataclasses.dataclass(frozen=True)
+class PLS(Regression):
+    """Partial least squares regression of all target units at once, as neural benchmarks use it: 25 components, no scaling.
+
+    PLS2 by deflation; equal to scikit-learn's `PLSRegression(n_components, scale=False)`. Unlike the other regressions it
+    depends on which target units are fitted together. Source: Wold 1975; Schrimpf et al. 2018, "Brain-Score".
+
+    Attributes:
+        n_components: at most; fewer where the source has fewer units or nothing is left to explain.
+        weights: return weights and intercept in the details.
+        name: its key in the result.
+
+    Details: `r2`; `n_components`, `(folds,)`, those used.
+
+    Raises:
+        ValueError: fewer than one component.
+    """
+
+    n_components: int = 25
+    weights: bool = False
+    name: str = "pls"
+    reads: ClassVar[frozenset[str]] = frozenset({"xx", "xy"})
+    rotates: ClassVar[frozenset[str]] = frozenset({"source"})
 
     def __post_init__(self):
-        object.__setattr__(self, "alphas", tuple(float(alpha) for alpha in np.ravel(self.alphas)))
-        if not self.alphas or not all(0 < alpha < np.inf for alpha in self.alphas):
-            raise ValueError(f"alphas must be one or more positive numbers, got {self.alphas}.")
-        if self.selection not in ("folds", "gcv"):
-            raise ValueError(f'selection must be "folds" or "gcv", got {self.selection!r}.')
+        if self.n_components < 1:
+            raise ValueError(f"n_components must be at least 1, got {self.n_components}.")
 
-    def __call__(self, moments: Moments) -> Score:
-        """Scores moments."""
-        source, target = moments.live()
-        alphas = jnp.asarray(self.alphas, moments.xy.dtype)
-        path = _Path(training(moments), source)
-        constants = lax.stop_gradient(moments)  # of the choice of alpha
-        if self.selection == "folds" and moments.n_folds > 2:
-            quality = _inner_folds(constants, source, alphas)
-        else:
-            quality = lax.map(path.gcv, alphas)  # (alphas, folds, n_target)
-        if not self.per_target:
-            quality = jnp.sum(jnp.where(target, quality, 0), axis=2, keepdims=True)
-        alpha = alphas[jnp.argmax(quality, axis=0)]  # (folds, n_target or 1)
-        weights = path.weights(alpha)
-        units = jax.vmap(_pearson)(weights, moments)
-        intercept = path.part.y.mean - jnp.einsum("fs,fst->ft", path.part.x.mean, weights, precision=_HIGHEST)
-        details = {"alpha": alpha if self.per_target else alpha[:, 0], "weights": weights, "intercept": intercept}
-        return from_units(units, target & jnp.any(source), details)
+    def fit(self, evidence: Moments) -> Linear:
+        """PLS on each fold's training part."""
+        source, target = evidence.live()
+        part = training(evidence)
+        n_components = min(self.n_components, source.size)
 
+        def solve(scatter, cross):
+            scatter = jnp.where(source[:, None] & source, scatter, 0)
+            cross = jnp.where(source[:, None] & target, cross, 0)
+            smallest = 10 * jnp.finfo(cross.dtype).eps * jnp.linalg.norm(cross)
 
-_HIGHEST = lax.Precision.HIGHEST
+            def component(rest, _):
+                scatter, cross = rest
+                direction = _leading(cross)
+                moved = matmul(scatter, direction)
+                variance = jnp.sum(direction * moved)
+                used = (jnp.linalg.norm(cross) > smallest) & (variance > 0)
+                inverse = jnp.where(used, 1 / jnp.where(used, variance, 1), 0)
+                loading, response = moved * inverse, matmul(cross.T, direction) * inverse
+                scatter = scatter - variance * loading[:, None] * loading
+                cross = cross - variance * loading[:, None] * response
+                return (scatter, cross), (jnp.where(used, direction, 0), loading, response, used)
 
+            _, (directions, loadings, responses, used) = lax.scan(component, (scatter, cross), length=n_components)
+            # Scores are products with the deflated source; rotations are what they are of the source itself.
+            overlap = matmul(loadings, directions.T)  # upper triangular with a diagonal of ones
 
-class _Path:
-    """All ridge solutions of each part: one eigendecomposition serves every alpha and target."""
+            def rotate(rotations, i):
+                rotation = directions[i] - matmul(jnp.where(jnp.arange(n_components) < i, overlap[:, i], 0), rotations)
+                return rotations.at[i].set(rotation), None
 
-    def __init__(self, part: Moments, source: Any):
-        self.part = part
-        assert part.x.scatter is not None, "Ridge reads xx"
-        count = part.count[:, None]
-        squares, scatter = lax.stop_gradient((part.x.squares, part.x.scatter))
-        inverse_std = jnp.where(source, safe_divide(jnp.ones_like(squares), jnp.sqrt(squares / count)), 0)
-        values, vectors = jax.vmap(_eigh)(scatter * inverse_std[:, :, None] * inverse_std[:, None, :])
-        kept = values > values.shape[1] * jnp.finfo(values.dtype).eps * values[:, -1:]
-        self.values, self.kept = jnp.where(kept, values, 0), kept
-        self.basis = inverse_std[:, :, None] * vectors  # from the data's units to standardised eigenvectors
-        self.cross = jnp.matmul(self.basis.mT, lax.stop_gradient(part.xy), precision=_HIGHEST)
+            rotations, _ = lax.scan(rotate, jnp.zeros_like(directions), jnp.arange(n_components))
+            return matmul(rotations.T, responses), jnp.sum(used)
 
-    def coefficients(self, alpha):
-        """Solutions in the eigenbasis, `(parts, n_source, n_target)`, for one alpha."""
-        return self._solve(self.cross, alpha)
-
-    def weights(self, alpha):
-        """Solutions in the units of the data, `(parts, n_source, n_target)`; alpha is `(parts, n_target or 1)`.
-
-        One step of iterative refinement, which mends rounding, and through which gradients flow: they are those of implicit
-        differentiation, finite where those of eigenvectors are not.
-        """
-        alpha = alpha[:, None, :]
-        weights = jnp.matmul(self.basis, self._solve(self.cross, alpha), precision=_HIGHEST)
-        variance = (self.part.x.squares / self.part.count[:, None])[:, :, None]
-        rest = self.part.xy - jnp.matmul(self.part.x.scatter, weights, precision=_HIGHEST) - alpha * variance * weights
-        rest = self._solve(jnp.matmul(self.basis.mT, rest, precision=_HIGHEST), alpha)
-        return weights + jnp.matmul(self.basis, rest, precision=_HIGHEST)
-
-    def _solve(self, cross, alpha):
-        return jnp.where(self.kept[:, :, None], cross / (self.values[:, :, None] + alpha), 0)
-
-    def rotate(self, moments):
-        """Moments whose source units are the eigenvectors."""
-        turned = self.basis.mT
-        scatter = jnp.matmul(jnp.matmul(turned, moments.x.scatter, precision=_HIGHEST), self.basis, precision=_HIGHEST)
-        mean = jnp.einsum("pes,ps->pe", turned, moments.x.mean, precision=_HIGHEST)
-        side = dataclasses.replace(moments.x, mean=mean, scatter=scatter)
-        return dataclasses.replace(moments, x=side, xy=jnp.matmul(turned, moments.xy, precision=_HIGHEST))
-
-    def gcv(self, alpha):
-        """Minus the generalised cross-validation error of each target, over its variance: `(parts, n_target)`."""
-        coefficients = self.coefficients(alpha)
-        explained = jnp.sum(coefficients * (2 * self.cross - self.values[:, :, None] * coefficients), axis=1)
-        residual = jnp.maximum(1 - safe_divide(explained, self.part.y.squares), 0)
-        freedom = 1 + jnp.sum(self.values / (self.values + alpha), axis=1)
-        count = self.part.count
-        return -residual / jnp.maximum(1 - freedom / count, 1 / count)[:, None] ** 2
+        weights, used = jax.vmap(solve)(part.x.scatter, part.xy)
+        return linear(part, weights, n_components=used)
 
 
-@jax.custom_batching.custom_vmap
-def _eigh(matrix):
-    return tuple(jnp.linalg.eigh(matrix))
+def _leading(matrix):
+    """The first left singular vector: that of the smaller Gram matrix, and one power iteration to mend its rounding."""
+    small, left = (matrix.T, True) if matrix.shape[0] > matrix.shape[1] else (matrix, False)
+    vector = eigh(matmul(small, small.T))[1][:, -1]
+    if left:
+        vector = matmul(matrix, vector)
+    vector = matmul(matrix, matmul(matrix.T, vector / _norm(vector)))
+    return vector / _norm(vector)
 
 
-@_eigh.def_vmap
-def _eigh_batch(axis_size, in_batched, matrices):
-    # One matrix at a time on CPU, at no cost in speed: jaxlib's batched kernel waits, inside a worker thread, for tasks
-    # that it gave to the same pool, so that two of them side by side on two cores wait forever (seen with jaxlib 0.10.2).
-    del axis_size, in_batched
-    one_by_one = functools.partial(lax.map, _eigh)
-    return lax.platform_dependent(matrices, cpu=one_by_one, default=lambda m: tuple(jnp.linalg.eigh(m))), (True, True)
-
-
-def _inner_folds(moments, source, alphas):
-    """Mean R² of each alpha over the folds of each training part, each held out in turn: `(alphas, folds, n_target)`."""
-    n_folds = moments.n_folds
-    # Leaving out folds f and g serves two selections: fold g is held out for outer fold f, and f for g.
-    pairs = np.array(list(itertools.combinations(range(n_folds), 2)))
-    kept = np.ones((len(pairs), n_folds), bool)
-    np.put_along_axis(kept, pairs, False, axis=1)
-    path = _Path(pool(moments, kept), source)
-    fitted_on = path.rotate(path.part)
-    held_out = [path.rotate(jax.tree.map(lambda leaf, side=side: leaf[pairs[:, side]], moments)) for side in (0, 1)]
-    outer = [np.eye(n_folds, dtype=np.float32)[pairs[:, side]] for side in (1, 0)]
-
-    def quality(alpha):
-        coefficients = path.coefficients(alpha)
-        r2 = [jax.vmap(_r2)(coefficients, fitted_on, fold) for fold in held_out]
-        return sum(jnp.matmul(into.T, values, precision=_HIGHEST) for into, values in zip(outer, r2, strict=True))
-
-    return lax.map(quality, alphas) / (n_folds - 1)
-
-
-def _spread(weights, fold):
-    """Covariance of predictions with responses, and variance of predictions, times the count: `(n_target,)` each."""
-    cross = jnp.sum(weights * fold.xy, axis=0)
-    return cross, jnp.sum(weights * jnp.matmul(fold.x.scatter, weights, precision=_HIGHEST), axis=0)
-
-
-def _pearson(weights, fold):
-    cross, variance = _spread(weights, fold)
-    norms = jnp.sqrt(jnp.where(variance > 0, variance, 0)) * jnp.sqrt(fold.y.squares)
-    return jnp.clip(safe_divide(cross, norms), -1, 1)
-
-
-def _r2(weights, fitted_on, fold):
-    cross, variance = _spread(weights, fold)
-    shift = jnp.matmul(fold.x.mean - fitted_on.x.mean, weights, precision=_HIGHEST)
-    bias = fold.y.mean - fitted_on.y.mean - shift
-    error = fold.y.squares - 2 * cross + variance + fold.count * bias**2
-    return 1 - safe_divide(error, fold.y.squares)
+def _norm(vector):
+    norm = jnp.linalg.norm(vector)
+    return jnp.where(norm > 0, norm, 1)

@@ -1,0 +1,320 @@
+"""How fast is it, beside code that does the same with the usual libraries? In one run, on the same arrays and cores.
+
+Both sides read the same float32 arrays; making them and compiling (a column of its own) are not counted. `ratio` is their
+median time over ours, above 1 where ours is faster, and `difference` the largest between their scores and ours. Alternatives
+that take minutes a fold are timed on `outer_folds` of the folds, and their time is multiplied up: the `note` says so.
+
+Run it on an idle machine: where a core is taken, BLAS waits for it and XLA does not, and the ratios flatter us.
+"""
+
+import dataclasses
+import importlib
+import os
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+import superpos as sp
+from experiments import command
+from superpos import plotting, sweeps, transport
+from superpos.results import Run
+
+ALPHAS = np.logspace(-8, 8, 17)  # those of sp.metrics.Ridge
+
+
+def get_config() -> ConfigDict:
+    """Every setting."""
+    config = ConfigDict()
+    config.suite = "metrics"  # what is timed: a name out of SUITES
+    config.seed = 0  # of the data
+    config.repeats = 3  # runs of each side, slow alternatives excepted
+    config.n_samples = 2_048_000
+    config.n_units = 64  # of each side
+    config.n_folds = 5
+    config.outer_folds = 1  # folds that slow alternatives are timed on
+    config.few_samples = 20_000  # for himalaya, whose memory grows with training times test samples
+    config.transport_batch = 500  # problems solved at once
+    config.transport_size = 64  # units of each side in each
+    config.large_transport = (1000, 2000)  # units of the sides of one large problem
+    return config
+
+
+@dataclasses.dataclass(frozen=True)
+class Alternative:
+    """Another way to the same scores.
+
+    Attributes:
+        name: for the table.
+        run: returns the first of our scores, or all of them.
+        target: how many times faster than this we mean to be; None where it is there for orientation.
+        times: what the time is multiplied with, where `run` does only a part of the work. It then runs once.
+        note: what to know of it.
+    """
+
+    name: str
+    run: Callable[[], np.ndarray]
+    target: float | None = None
+    times: float = 1
+    note: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """Something to time: `ours` returns scores as a NumPy array, so that nothing is left to wait for."""
+
+    name: str
+    ours: Callable[[], np.ndarray]
+    alternatives: Sequence[Alternative]
+
+
+def compute(config: ConfigDict, run: Run) -> dict[str, Any]:
+    """Times every work of the suite beside its alternatives."""
+    if config.suite not in SUITES:
+        raise ValueError(f"config.suite takes a name out of {', '.join(SUITES)}, got {config.suite!r}.")
+    if config.repeats < 1:
+        raise ValueError(f"config.repeats must be at least 1, got {config.repeats}.")
+    started = time.perf_counter()
+    works = SUITES[config.suite](config)
+    made = time.perf_counter()
+    from threadpoolctl import threadpool_limits
+
+    run.claim()
+    rows: list[dict[str, Any]] = []
+    # BLAS and OpenMP get as many threads as XLA has: one for each core that this process may use.
+    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with sweeps.progress(sum(len(work.alternatives) for work in works), "benchmark") as reporter, threadpool_limits(threads):
+        report = reporter()
+        for work in works:
+            _, (first,) = clock(work.ours, 1)
+            scores, ours = clock(work.ours, config.repeats)
+            for other in work.alternatives:
+                found, theirs = clock(other.run, config.repeats if other.times == 1 else 1)
+                theirs = [other.times * spent for spent in theirs]
+                rows.append(_row(work.name, other, (scores, ours), (found, theirs), max(first - min(ours), 0)))
+                report(len(rows))
+    seconds = {"data": made - started, "timing": time.perf_counter() - made}
+    return run.finish(rows, seconds, threads=threads)
+
+
+def _row(name, other, our_result, their_result, compiling):
+    (scores, ours), (found, theirs) = our_result, their_result
+    ratio = statistics.median(theirs) / statistics.median(ours)
+    return {
+        "work": name,
+        "against": other.name,
+        "ours_s": statistics.median(ours),
+        "theirs_s": statistics.median(theirs),
+        "ratio": ratio,
+        "target": other.target,
+        "met": None if other.target is None else ratio >= other.target,
+        "difference": float(np.max(np.abs(scores[: len(found)] - found))),
+        "ours_min_s": min(ours),
+        "theirs_min_s": min(theirs),
+        "compile_s": compiling,
+        "note": other.note,
+    }
+
+
+def clock(function: Callable[[], Any], repeats: int) -> tuple[Any, list[float]]:
+    """What the last of some calls returned, and the seconds that each took."""
+    spent = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        result = function()
+        spent.append(time.perf_counter() - started)
+    return result, spent
+
+
+def draw(results: dict[str, Any], run: Run) -> None:
+    """The figure: a bar an alternative."""
+    where = f"{results['environment']['device']}; {results['threads']} CPU threads on each side"
+    plotting.speed_bars(results["rows"], run.config["repeats"], where, run.figure)
+
+
+# suite=metrics
+
+
+def metrics_suite(config: ConfigDict) -> list[Work]:
+    """`sp.align` beside NumPy, scikit-learn and himalaya; exact transport beside POT.
+
+    Raises:
+        ValueError: settings that do not fit, or a package that is not installed.
+    """
+    if config.n_folds < 3 or not 1 <= config.outer_folds <= config.n_folds:
+        raise ValueError(
+            f"config.n_folds must be at least 3 and config.outer_folds between 1 and n_folds, "
+            f"got {config.n_folds} and {config.outer_folds}."
+        )
+    for package in ("sklearn", "himalaya", "ot"):
+        try:
+            importlib.import_module(package)
+        except ImportError as error:
+            raise ValueError(f"config.suite={config.suite} needs {package}: pip install -e '.[benchmark]'.") from error
+    rng = np.random.default_rng(config.seed)
+    x, y = representations(rng, config.n_samples, config.n_units, config.n_units)
+    ids = rng.permutation(np.arange(config.n_samples) % config.n_folds)
+    everything, few = slice(None), slice(config.few_samples)
+
+    def ours(metric, part=everything):
+        return np.asarray(sp.align(x[part], y[part], metric, folds=ids[part])[metric].folds)
+
+    def matched(match, correlate):
+        both = [[correlate(x[part], y[part]) for part in (ids != k, ids == k)] for k in range(config.n_folds)]
+        return np.array([match(*pair) for pair in both])
+
+    def fold_by_fold(model, part=everything):
+        return np.array([_ridge_fold(model, x[part], y[part], ids[part], k) for k in range(config.outer_folds)])
+
+    slow: dict[str, Any] = {
+        "times": config.n_folds / config.outer_folds,
+        "note": f"{config.outer_folds} of {config.n_folds} outer folds timed once, multiplied up",
+    }
+    ways = (("np.corrcoef", _by_corrcoef, "float64 inside"), ("z-scores, matmul", _by_matmul, "float32"))
+    works = [
+        Work(
+            name,
+            partial(ours, name),
+            [Alternative(f"{way}, {then}", partial(matched, match, by), 5, note=note) for way, by, note in ways],
+        )
+        for name, match, then in (("semi_match", _semi_match, "argmax"), ("soft_match", _soft_match, "ot.emd"))
+    ]
+    ridge = [
+        Alternative("scikit-learn RidgeCV", partial(fold_by_fold, _sklearn), 50, **slow),
+        Alternative("NumPy on Gram matrices", partial(_gram_ridge, x, y, ids, config.n_folds)),
+    ]
+    himalaya = Alternative("himalaya RidgeCV", partial(fold_by_fold, _himalaya, few), **slow)
+    works.append(Work("ridge", partial(ours, "ridge"), ridge))
+    works.append(Work(f"ridge, {len(x[few]):,} samples", partial(ours, "ridge", few), [himalaya]))
+    sizes = [(config.transport_size, config.transport_size)] * config.transport_batch
+    works.append(_transport(np.stack([_costs(rng, *size) for size in sizes])))
+    works.append(_transport(_costs(rng, *config.large_transport)[None]))
+    return works
+
+
+def representations(rng: np.random.Generator, n_samples: int, n_source: int, n_target: int) -> list[np.ndarray]:
+    """Two sides that share half as many latent variables as they have units, with noise: float32 `(n_samples, units)`."""
+    latent = rng.standard_normal((n_samples, min(n_source, n_target) // 2 + 1), np.float32)
+    sides = []
+    for units in (n_source, n_target):
+        mixed = latent @ (rng.standard_normal((latent.shape[1], units), np.float32) / np.sqrt(np.float32(latent.shape[1])))
+        mixed += 0.5 * rng.standard_normal(mixed.shape, np.float32)
+        sides.append(mixed)
+    return sides
+
+
+def _costs(rng, n_source, n_target):
+    return -_by_matmul(*representations(rng, 500, n_source, n_target))
+
+
+def _transport(costs):
+    """Objectives of a batch of problems `(problems, n, m)`, beside POT in the float64 that it computes in."""
+    problems, n, m = costs.shape
+    masses = transport.uniform_masses(jnp.ones(n, bool), jnp.ones(m, bool))
+    ours, theirs = jnp.asarray(costs), costs.astype(np.float64)
+    solve = jax.jit(jax.vmap(lambda cost: transport.exact(cost, *masses).objective))
+    loop = Alternative("ot.emd" + " in a loop" * (problems > 1), lambda: np.array([_emd(cost, cost) for cost in theirs]), 0.2)
+    name = f"transport, {problems} of {n} x {m}" if problems > 1 else f"transport, {n} x {m}"
+    return Work(name, lambda: np.asarray(solve(ours)), [loop])
+
+
+def _emd(train, test):
+    """Cost under the plan that is optimal on the training part. In one thread: a network simplex goes step by step."""
+    import ot
+
+    return np.sum(ot.emd([], [], train.astype(np.float64, copy=False), numItermax=10**8) * test)
+
+
+def _by_corrcoef(x, y):
+    return np.corrcoef(x, y, rowvar=False)[: x.shape[1], x.shape[1] :]
+
+
+def _by_matmul(x, y):
+    a, b = ((side - side.mean(axis=0)) / side.std(axis=0) for side in (x, y))
+    return a.T @ b / len(a)
+
+
+def _semi_match(train, test):
+    return test[np.argmax(train, axis=0), np.arange(test.shape[1])].mean()
+
+
+def _soft_match(train, test):
+    return -_emd(-train, -test)
+
+
+def _ridge_fold(model, x, y, ids, fold):
+    """The score of one outer fold; alpha by cross-validation over the other folds."""
+    from sklearn.model_selection import PredefinedSplit
+    from sklearn.preprocessing import StandardScaler
+
+    train, test, scaler = ids != fold, ids == fold, StandardScaler()
+    fitted = model(PredefinedSplit(ids[train])).fit(scaler.fit_transform(x[train]), y[train])
+    a, b = fitted.predict(scaler.transform(x[test])), y[test]
+    a, b = a - a.mean(axis=0), b - b.mean(axis=0)
+    return np.mean(np.sum(a * b, axis=0) / np.sqrt(np.sum(a * a, axis=0) * np.sum(b * b, axis=0)))
+
+
+def _sklearn(splits):
+    from sklearn.linear_model import RidgeCV
+
+    return RidgeCV(ALPHAS, cv=splits)
+
+
+def _himalaya(splits):
+    from himalaya.ridge import RidgeCV
+    from himalaya.scoring import r2_score
+
+    # As ours: one alpha for all targets. It makes a matrix of test by training samples for each alpha: one at a time.
+    solver = {"local_alpha": False, "score_func": r2_score, "n_alphas_batch": 1}
+    return RidgeCV(ALPHAS, fit_intercept=True, solver_params=solver, cv=splits)
+
+
+def _gram_ridge(x, y, ids, n_folds):
+    """What a careful engineer would write: one pass over the samples, then everything from the sums of each fold."""
+    n = x.shape[1]
+    count, mean, scatter = [], [], []
+    for k in range(n_folds):
+        both = np.concatenate([x[ids == k], y[ids == k]], axis=1)
+        count.append(len(both))
+        mean.append(both.mean(axis=0))
+        both -= mean[-1]
+        scatter.append(both.T @ both)
+    count, mean, scatter = np.array(count), np.array(mean, np.float64), np.array(scatter, np.float64)
+
+    def solve(parts, alphas):
+        """Weights for every alpha `(alphas, n, m)`, and the means of the parts together."""
+        centre = count[parts] @ mean[parts] / count[parts].sum()
+        away = mean[parts] - centre
+        moments = scatter[parts].sum(axis=0) + (away.T * count[parts]) @ away
+        std = np.sqrt(np.diagonal(moments)[:n, None] / count[parts].sum())
+        values, vectors = np.linalg.eigh(moments[:n, :n] / (std * std.T))
+        shrunk = (vectors.T @ (moments[:n, n:] / std)) / (values[:, None] + alphas[:, None, None])
+        return (vectors / std) @ shrunk, centre
+
+    def r2(parts, k):
+        weights, centre = solve(parts, ALPHAS)
+        shift = (mean[k] - centre)[n:] - (mean[k] - centre)[:n] @ weights
+        rest = np.sum(weights * (scatter[k, :n, :n] @ weights - 2 * scatter[k, :n, n:]), axis=1) + count[k] * shift**2
+        return -np.mean(rest / np.diagonal(scatter[k])[n:], axis=1)
+
+    scores = []
+    for fold in range(n_folds):
+        train = [k for k in range(n_folds) if k != fold]
+        quality = np.mean([r2([other for other in train if other != k], k) for k in train], axis=0)
+        (weights,), _ = solve(train, ALPHAS[[np.argmax(quality)]])
+        variance = np.sum(weights * (scatter[fold, :n, :n] @ weights), axis=0) * np.diagonal(scatter[fold])[n:]
+        scores.append(np.mean(np.sum(weights * scatter[fold, :n, n:], axis=0) / np.sqrt(variance)))
+    return np.array(scores)
+
+
+SUITES: dict[str, Callable[[ConfigDict], list[Work]]] = {"metrics": metrics_suite}
+
+
+if __name__ == "__main__":
+    command.main("benchmark", get_config(), compute, draw)

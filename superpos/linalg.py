@@ -1,0 +1,130 @@
+"""Matrix decompositions that are safe to batch, and their gradients where JAX's are not finite.
+
+Matrices of a batch are decomposed one by one on CPU, at no cost in speed: jaxlib's batched LAPACK kernels wait, inside a worker
+thread, for tasks that they gave to the same pool, so that two of them side by side on two cores wait forever (seen with
+jaxlib 0.10.2).
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+HIGHEST = lax.Precision.HIGHEST
+
+
+def _one_by_one(decompose: Callable[[Array], Any], n_outputs: int) -> Callable[[Array], Any]:
+    safe = jax.custom_batching.custom_vmap(decompose)
+
+    @safe.def_vmap
+    def batch(axis_size, in_batched, matrices):
+        del axis_size, in_batched
+        out = lax.platform_dependent(matrices, cpu=functools.partial(lax.map, safe), default=decompose)
+        return out, (True,) * n_outputs
+
+    return safe
+
+
+def _eigh(matrix):
+    return tuple(jnp.linalg.eigh(matrix))
+
+
+def _svd(matrix):
+    return tuple(jnp.linalg.svd(matrix, full_matrices=False))
+
+
+eigh = _one_by_one(_eigh, 2)  # eigenvalues in ascending order, eigenvectors in columns; no gradient
+svd = _one_by_one(_svd, 3)  # u, s, vᵀ, thin; no gradient
+
+
+def matmul(*factors: Array) -> Array:
+    """The product of matrices in full float32 precision, from the left."""
+    return functools.reduce(functools.partial(jnp.matmul, precision=HIGHEST), factors)
+
+
+@jax.custom_jvp
+def polar(matrix: Float[Array, "n m"]) -> tuple[Float[Array, "n m"], Float[Array, " k"]]:
+    """The (partial) isometry u vᵀ of a matrix u s vᵀ, and its singular values.
+
+    Directions whose singular value is below max(n, m) · eps of the largest are left out of the isometry: they hold rounding
+    errors. Gradients are finite where singular values are equal (Kenney & Laub 1991).
+    """
+    isometry, singular, *_ = _polar(matrix)
+    return isometry, singular
+
+
+def _polar(matrix):
+    u, s, vt = svd(lax.stop_gradient(matrix))
+    kept = s > max(matrix.shape) * jnp.finfo(s.dtype).eps * s[0]
+    u = jnp.where(kept, u, 0)
+    return matmul(u, vt), s, u, jnp.where(kept[:, None], vt, 0), kept
+
+
+@polar.defjvp
+def _polar_jvp(primals, tangents):
+    (matrix,), (moved,) = primals, tangents
+    isometry, s, u, vt, kept = _polar(matrix)
+    inside = matmul(u.T, moved, vt.T)
+    both = kept[:, None] & kept
+    turn = jnp.where(both, (inside - inside.T) / jnp.where(both, s[:, None] + s, 1), 0)
+    inverse = jnp.where(kept, 1 / jnp.where(kept, s, 1), 0)
+    right = matmul(moved, vt.T) - matmul(u, inside)
+    below = matmul(u.T, moved) - matmul(inside, vt)
+    tangent = matmul(u, turn, vt) + matmul(right * inverse, vt) + matmul(u * inverse, below)
+    return (isometry, s), (tangent, jnp.where(kept, jnp.diagonal(inside), 0))
+
+
+def nnls(gram: Float[Array, "n n"], cross: Float[Array, " n"]) -> Float[Array, " n"]:
+    """Non-negative least squares from second moments: min wᵀ G w / 2 - bᵀ w over w >= 0, exactly.
+
+    The active-set method of Lawson & Hanson 1974. The normal equations of the variables in use are kept solved by the sweep
+    operator (Goodnight 1979), so that a change of the set costs one rank-one update.
+
+    Args:
+        gram: `(n, n)`, G, positive semi-definite with ones on the diagonal (zeros for masked variables).
+        cross: `(n,)`, b, of about unit size.
+
+    Returns:
+        w `(n,)`.
+    """
+    n = cross.shape[0]
+    epsilon = jnp.finfo(cross.dtype).eps
+    index = jnp.arange(n + 1)
+    # Swept on the set in use: the table holds -G⁻¹ of the set, G⁻¹ times the rest, and what the rest still has to explain.
+    table = jnp.zeros((n + 1, n + 1), cross.dtype).at[:n, :n].set(gram).at[:n, n].set(cross).at[n, :n].set(cross)
+    smallest = 10 * epsilon * jnp.max(jnp.abs(cross), initial=0)
+
+    def change(state):
+        table, weights, used, _, count = state
+        solution = jnp.where(used, table[:n, n], 0)
+        blocked = used & (solution <= 0)
+        infeasible = jnp.any(blocked)
+        # Either go back as far as the first weight that reaches zero, and drop it ...
+        fraction = jnp.where(blocked, weights / jnp.where(blocked, weights - solution, 1), jnp.inf)
+        step = jnp.where(infeasible, jnp.clip(jnp.min(fraction), 0, 1), 1)
+        weights = weights + step * (solution - weights)
+        # ... or take in the variable with the steepest gain, unless it depends on those in use.
+        free = ~used & (jnp.diagonal(table)[:n] > 4 * epsilon)
+        gain = jnp.where(free, table[:n, n], -jnp.inf)
+        k = jnp.where(infeasible, jnp.argmin(fraction), jnp.argmax(gain))
+        done = ~infeasible & (jnp.max(gain) <= smallest)
+        pivot, column = table[k, k], table[:, k]
+        scaled = column / jnp.where(done, 1, pivot)
+        swept = table - scaled[:, None] * column
+        edge = jnp.where(infeasible, -scaled, scaled)
+        swept = jnp.where(index == k, edge[:, None], jnp.where((index == k)[:, None], edge, swept))
+        swept = jnp.where((index == k)[:, None] & (index == k), -1 / jnp.where(done, 1, pivot), swept)
+        here = index[:n] == k
+        weights = jnp.where(infeasible & here, 0, weights)
+        used = jnp.where(here & ~done, ~infeasible, used)
+        return jnp.where(done, table, swept), weights, used, done, count + 1
+
+    start = (table, jnp.zeros_like(cross), jnp.zeros(n, bool), jnp.array(False), jnp.int32(0))
+    going = lambda state: ~state[3] & (state[4] < 10 * (n + 1))  # noqa: E731 (the bound only guards against rounding)
+    table, weights, used, _, _ = lax.while_loop(going, change, start)
+    rest = jnp.where(used, cross - matmul(gram, weights), 0)  # refined once
+    return jnp.maximum(weights - jnp.where(used, matmul(table[:n, :n], rest), 0), 0)

@@ -1,0 +1,296 @@
+"""Ridge regression, in the form of units or, with fewer samples than units, of samples."""
+
+import dataclasses
+import itertools
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from superpos.linalg import eigh, matmul
+from superpos.metrics.base import Samples, safe_divide, safe_sqrt
+from superpos.metrics.regression import Linear, Regression, held_out_by_map, linear
+from superpos.moments import Moments, pool, training
+
+
+@dataclasses.dataclass(frozen=True)
+class Ridge(Regression):
+    """Ridge regression from source to target units, alpha chosen inside the training part.
+
+    Source columns are standardised with the training part's mean and standard deviation (as scikit-learn's
+    StandardScaler), the intercept is free, and the penalty is alpha · |w|² beside a sum of squared errors over samples.
+    Not symmetric. Source: Hoerl & Kennard 1970; Longon, Klindt & Khosla, arXiv 2510.03186.
+
+    With fewer samples than source units the n × n Gram matrix of the samples is decomposed instead of the covariance of the
+    units. Directions whose eigenvalue is below its rounding error are left out. In float32, source units that differ from a
+    combination of the others by less than about a thousandth of their size still cost accuracy where alpha is small beside
+    it: enable x64 for such data.
+
+    Attributes:
+        alphas: candidates.
+        per_target: choose alpha for each target unit on its own, instead of one for all.
+        selection: "folds": highest mean R² over the other folds of the training part, each held out in turn (as RidgeCV with
+            `cv=` those folds; needs at least 3 folds, else generalised cross-validation is used); "gcv": smallest generalised
+            cross-validation error (Golub, Heath & Wahba 1979), each target divided by its variance.
+        weights: return weights and intercept in the details.
+        name: its key in the result.
+
+    Details: `r2`; `alpha`, `(folds,)` or `(folds, n_target)`.
+
+    Raises:
+        ValueError: no alpha, one that is not positive, or an unknown selection.
+    """
+
+    alphas: tuple[float, ...] = tuple(float(alpha) for alpha in np.logspace(-8, 8, 17))
+    per_target: bool = False
+    selection: Literal["folds", "gcv"] = "folds"
+    weights: bool = False
+    name: str = "ridge"
+    reads: ClassVar[frozenset[str]] = frozenset({"xx", "xy"})
+    wide: ClassVar[bool] = True
+
+    def __post_init__(self):
+        object.__setattr__(self, "alphas", tuple(float(alpha) for alpha in np.ravel(self.alphas)))
+        if not self.alphas or not all(0 < alpha < np.inf for alpha in self.alphas):
+            raise ValueError(f"alphas must be one or more positive numbers, got {self.alphas}.")
+        if self.selection not in ("folds", "gcv"):
+            raise ValueError(f'selection must be "folds" or "gcv", got {self.selection!r}.')
+
+    def fit(self, evidence: Moments | Samples) -> Linear:
+        """Ridge regression on each fold's training part."""
+        if isinstance(evidence, Samples):
+            return self._fit_samples(evidence)
+        source, target = evidence.live()
+        part = training(evidence)
+        constants = lax.stop_gradient(evidence)  # of the choice of alpha
+        paths = jax.vmap(_path, (0, None))(part, source)
+        if self._inner(evidence.n_folds):
+            kept, pairs = _inner_parts(evidence.n_folds)
+            on = pool(constants, kept)
+            bases = jax.vmap(_path, (0, None))(on, source)
+            sides = [jax.vmap(_rotate)(bases, jax.tree.map(lambda leaf, s=s: leaf[pairs[:, s]], constants)) for s in (0, 1)]
+            fitted_on = jax.vmap(_rotate)(bases, on)
+            r2 = jax.vmap(_inner_r2, (None, 0, 0, 0))
+            quality = _outer(lax.map(lambda alpha: r2(alpha, bases, fitted_on, sides), self._alphas(part)), evidence.n_folds)
+        else:
+            quality = lax.map(lambda alpha: jax.vmap(_gcv, (None, 0))(alpha, paths), self._alphas(part))
+        alpha = jax.vmap(self._best, (1, None))(quality, target)
+        weights = jax.vmap(_refined)(paths, part, alpha)
+        return linear(part, weights, alpha=alpha if self.per_target else alpha[:, 0])
+
+    def _fit_samples(self, samples):
+        n_folds, alphas = samples.n_folds, self._alphas(samples)
+        constants = lax.stop_gradient(samples)
+        inside = (samples.fold_ids >= 0) & (samples.fold_ids < n_folds)
+        quality = jnp.zeros((len(alphas), n_folds, 0))
+        if self._inner(n_folds):
+
+            def both(pair):
+                gram = _gram(constants, inside & (samples.fold_ids != pair[0]) & (samples.fold_ids != pair[1]))
+                path, scores = _gram_path(gram)
+                held_out = [samples.rows(fold) for fold in (pair[0], pair[1])]
+
+                def r2(alpha):
+                    coefficients = _solve(path, path.cross, alpha)
+                    return [_r2(matmul(scores[rows], coefficients), gram.y[rows], valid) for rows, valid in held_out]
+
+                return lax.map(r2, alphas)
+
+            pairs = jnp.asarray(_inner_parts(n_folds)[1])
+            quality = _outer(jax.tree.map(lambda leaf: jnp.swapaxes(leaf, 0, 1), lax.map(both, pairs)), n_folds)
+
+        def fit(predictions, inputs):
+            fold, quality = inputs
+            part = inside & ((samples.fold_ids != fold) | (n_folds == 1))
+            gram = _gram(samples, part)
+            path, _ = _gram_path(lax.stop_gradient(gram))
+            if not self._inner(n_folds):
+                quality = lax.map(lambda alpha: _gcv(alpha, path), alphas)
+            alpha = self._best(quality, samples.target)
+            coefficients = _refined_dual(path, gram, alpha)
+            rows, valid = samples.rows(fold)
+            own = matmul(gram.all[rows], coefficients) + gram.y_mean
+            predictions = predictions.at[jnp.where(valid, rows, len(predictions))].set(own, mode="drop")
+            weights = intercept = None
+            if self.weights:
+                weights = gram.inverse_std[:, None] * matmul(gram.x.T, coefficients)
+                intercept = gram.y_mean - matmul(gram.x_mean, weights)
+            return predictions, (alpha, weights, intercept)
+
+        folds = jnp.arange(n_folds), jnp.swapaxes(quality, 0, 1)
+        predictions, (alpha, weights, intercept) = lax.scan(fit, jnp.zeros_like(samples.y), folds)
+        return Linear(weights, intercept, predictions, {"alpha": alpha if self.per_target else alpha[:, 0]})
+
+    def _inner(self, n_folds):
+        return self.selection == "folds" and n_folds > 2
+
+    def _alphas(self, like):
+        return jnp.asarray(self.alphas, jax.tree.leaves(like)[0].dtype)
+
+    def _best(self, quality, target):
+        """Alpha `(n_target or 1,)` from its quality `(alphas, n_target)`."""
+        if not self.per_target:
+            quality = jnp.sum(jnp.where(target, quality, 0), axis=1, keepdims=True)
+        return jnp.asarray(self.alphas, quality.dtype)[jnp.argmax(quality, axis=0)]
+
+
+def _outer(inner, n_folds):
+    """Quality of each alpha in each fold, `(alphas, folds, n_target)`, from R² on the first and second fold of each pair.
+
+    Leaving out folds f and g serves two selections: fold g is held out for outer fold f, and f for g.
+    """
+    _, pairs = _inner_parts(n_folds)
+    outer = [np.eye(n_folds, dtype=np.float32)[pairs[:, side]] for side in (1, 0)]
+    return sum(matmul(into.T, r2) for into, r2 in zip(outer, inner, strict=True))
+
+
+def _inner_parts(n_folds):
+    """All pairs of folds, `(pairs, 2)`, and which folds are left without each, `(pairs, folds)`."""
+    pairs = np.array(list(itertools.combinations(range(n_folds), 2)))
+    kept = np.ones((len(pairs), n_folds), bool)
+    np.put_along_axis(kept, pairs, False, axis=1)
+    return kept, pairs
+
+
+class _Path(NamedTuple):
+    """All ridge solutions of one training part: one eigendecomposition serves every alpha and target.
+
+    Attributes:
+        values: `(k,)`, eigenvalues of the standardised source, 0 where left out.
+        kept: `(k,)`.
+        basis: `(n_source, k)`, from the data's units to standardised eigenvectors; `(n_samples, k)` in the dual.
+        cross: `(k, n_target)`, products of eigenvectors with responses.
+        y_squares: `(n_target,)`, and count: `()`, of the training part.
+    """
+
+    values: Any
+    kept: Any
+    basis: Any
+    cross: Any
+    y_squares: Any
+    count: Any
+
+
+def _decompose(matrix):
+    values, vectors = eigh(matrix)
+    kept = values > matrix.shape[0] * jnp.finfo(values.dtype).eps * values[-1]
+    return jnp.where(kept, values, 0), kept, vectors
+
+
+def _path(part, source):
+    part = lax.stop_gradient(part)
+    inverse_std = jnp.where(source, safe_divide(jnp.ones_like(part.x.squares), jnp.sqrt(part.x.squares / part.count)), 0)
+    values, kept, vectors = _decompose(part.x.scatter * inverse_std[:, None] * inverse_std)
+    basis = inverse_std[:, None] * vectors
+    return _Path(values, kept, basis, matmul(basis.T, part.xy), part.y.squares, part.count)
+
+
+def _solve(path, cross, alpha):
+    """Solutions in the eigenbasis, `(k, n_target)`."""
+    return jnp.where(path.kept[:, None], cross / (path.values[:, None] + alpha), 0)
+
+
+def _refined(path, part, alpha):
+    """Solutions in the units of the data, `(n_source, n_target)`; alpha is `(n_target or 1,)`.
+
+    One step of iterative refinement, which mends rounding, and through which gradients flow: they are those of implicit
+    differentiation, finite where those of eigenvectors are not.
+    """
+    weights = matmul(path.basis, _solve(path, path.cross, alpha))
+    variance = (part.x.squares / part.count)[:, None]
+    rest = part.xy - matmul(part.x.scatter, weights) - alpha * variance * weights
+    return weights + matmul(path.basis, _solve(path, matmul(path.basis.T, rest), alpha))
+
+
+def _rotate(path, fold):
+    """Moments whose source units are the eigenvectors."""
+    side = dataclasses.replace(
+        fold.x, mean=matmul(path.basis.T, fold.x.mean), scatter=matmul(path.basis.T, fold.x.scatter, path.basis)
+    )
+    return dataclasses.replace(fold, x=side, xy=matmul(path.basis.T, fold.xy))
+
+
+def _inner_r2(alpha, path, fitted_on, sides):
+    """R² of one alpha on both folds of a pair that the path is not fitted on."""
+    coefficients = _solve(path, path.cross, alpha)
+    intercept = fitted_on.y.mean - matmul(fitted_on.x.mean, coefficients)
+
+    def r2(fold):
+        held_out, shift = held_out_by_map(coefficients, intercept, fold)
+        error = held_out.squares - 2 * held_out.cross + held_out.variance + held_out.count * shift**2
+        return 1 - safe_divide(error, held_out.squares)
+
+    return [r2(fold) for fold in sides]
+
+
+def _gcv(alpha, path):
+    """Minus the generalised cross-validation error of each target, over its variance: `(n_target,)`."""
+    coefficients = _solve(path, path.cross, alpha)
+    explained = jnp.sum(coefficients * (2 * path.cross - path.values[:, None] * coefficients), axis=0)
+    residual = jnp.maximum(1 - safe_divide(explained, path.y_squares), 0)
+    freedom = 1 + jnp.sum(path.values / (path.values + alpha))
+    return -residual / jnp.maximum(1 - freedom / path.count, 1 / path.count) ** 2
+
+
+class _Gram(NamedTuple):
+    """The n × n form of one training part, for fewer samples than source units.
+
+    Attributes:
+        all: `(n, n)`, products of all samples with those of the part (0 for the others), standardised as the part is.
+        part: the same, 0 in the rows of the others too.
+        y: `(n, n_target)`, responses less the part's mean.
+        inside: `(n,)`, which samples the part holds.
+        x: the standardised samples of the part; x_mean, inverse_std, y_mean: of the part.
+    """
+
+    all: Any
+    part: Any
+    y: Any
+    inside: Any
+    x: Any
+    x_mean: Any
+    inverse_std: Any
+    y_mean: Any
+
+
+def _gram(samples, inside):
+    weight = inside[:, None]
+    count = jnp.sum(inside, dtype=samples.x.dtype)
+    x_mean, y_mean = (jnp.sum(jnp.where(weight, v, 0), axis=0) / count for v in (samples.x, samples.y))
+    centred = samples.x - x_mean
+    variance = jnp.sum(jnp.where(weight, centred**2, 0), axis=0) / count
+    inverse_std = jnp.where(samples.source, safe_divide(jnp.ones_like(variance), safe_sqrt(variance)), 0)
+    standard = centred * inverse_std
+    part = jnp.where(weight, standard, 0)
+    whole = matmul(standard, part.T)
+    return _Gram(whole, jnp.where(weight, whole, 0), samples.y - y_mean, inside, part, x_mean, inverse_std, y_mean)
+
+
+def _gram_path(gram):
+    """The path in the basis of principal components, and every sample's scores on them, `(n, k)`."""
+    values, kept, vectors = _decompose(gram.part)
+    root = safe_sqrt(values)
+    y = jnp.where(gram.inside[:, None], gram.y, 0)
+    path = _Path(
+        values, kept, vectors, root[:, None] * matmul(vectors.T, y), jnp.sum(y**2, axis=0), jnp.sum(gram.inside, dtype=y.dtype)
+    )
+    return path, safe_divide(matmul(gram.all, vectors), root)
+
+
+def _r2(predicted, y, valid):
+    """R² over valid rows, `(n_target,)`."""
+    count = jnp.sum(valid)
+    y, error = (jnp.where(valid[:, None], v, 0) for v in (y, y - predicted))
+    centred = jnp.where(valid[:, None], y - jnp.sum(y, axis=0) / count, 0)
+    return 1 - safe_divide(jnp.sum(error**2, axis=0), jnp.sum(centred**2, axis=0))
+
+
+def _refined_dual(path, gram, alpha):
+    """Weights of the part's samples, `(n, n_target)`, refined once as in the primal."""
+    y = jnp.where(gram.inside[:, None], gram.y, 0)
+    vectors = path.basis
+    solve = lambda rest: matmul(vectors, _solve(path, matmul(vectors.T, rest), alpha))  # noqa: E731
+    coefficients = solve(lax.stop_gradient(y))
+    return coefficients + solve(y - matmul(gram.part, coefficients) - alpha * coefficients)

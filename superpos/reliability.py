@@ -1,0 +1,102 @@
+"""Noise ceilings: how well repeated responses agree with themselves, and scores corrected for it."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, Key
+
+from superpos.metrics.base import Score, safe_sqrt
+
+
+def spearman_brown(r: ArrayLike, factor: ArrayLike = 2.0) -> Array:
+    """Reliability of a measurement `factor` times as long as those that correlate with `r`: factor r / (1 + (factor - 1) r).
+
+    Source: Spearman 1910; Brown 1910.
+    """
+    r, factor = jnp.asarray(r), jnp.asarray(factor)
+    return factor * r / (1 + (factor - 1) * r)
+
+
+def split_half(responses: ArrayLike, key: Key[Array, ""] | None = None, n_splits: int = 100) -> Float[Array, " units"]:
+    """Reliability of each unit's mean response over repeats, from random halves of the repeats.
+
+    In each split every sample's repeats are halved at random (one is left out where their number is odd), the halves
+    averaged, and correlated over samples; the mean correlation over splits is extrapolated by the Spearman-Brown formula from
+    the number of repeats in a half to that in the mean response. The square root of the result is the noise ceiling: the
+    highest correlation with the mean response that a perfect model can be expected to reach.
+
+    Args:
+        responses: `(n_repeats, n_samples, n_units)`, NaN where a repeat is missing.
+        key: draws the splits; by default `jax.random.key(0)`.
+        n_splits: number of splits; static.
+
+    Returns:
+        `(n_units,)`, at most 1, NaN for constant units; negative where halves disagree.
+
+    Raises:
+        ValueError: not three axes, fewer than two repeats in all, or a sample with fewer than two repeats of a unit.
+    """
+    if not isinstance(responses, jax.core.Tracer):
+        responses = np.asarray(responses)
+    if responses.ndim != 3 or responses.shape[0] < 2:
+        raise ValueError(f"responses must be (n_repeats, n_samples, n_units), at least 2 repeats, got {responses.shape}.")
+    if not isinstance(responses, jax.core.Tracer) and ((~np.isnan(responses)).sum(axis=0) < 2).any():
+        sample, unit = np.argwhere((~np.isnan(responses)).sum(axis=0) < 2)[0]
+        raise ValueError(f"responses has fewer than two repeats of sample {sample} for unit {unit}: leave that sample out.")
+    return _split_half(jnp.asarray(responses), jax.random.key(0) if key is None else key, n_splits)
+
+
+@functools.partial(jax.jit, static_argnames="n_splits")
+def _split_half(responses, key, n_splits):
+    there = ~jnp.isnan(responses)
+    values = jnp.where(there, responses, 0)
+    values = values - jnp.sum(values, axis=(0, 1)) / jnp.sum(there, axis=(0, 1))  # digits, not the result, depend on it
+    values = jnp.where(there, values, 0)
+    repeats = jnp.sum(there, axis=0)
+    half = repeats // 2
+
+    def correlation(key):
+        drawn = jnp.where(there, jax.random.uniform(key, responses.shape), jnp.inf)
+        rank = jnp.argsort(jnp.argsort(drawn, axis=0), axis=0)
+        a = jnp.sum(jnp.where(rank < half, values, 0), axis=0) / half
+        b = jnp.sum(jnp.where((rank >= half) & (rank < 2 * half), values, 0), axis=0) / half
+        a, b = a - a.mean(axis=0), b - b.mean(axis=0)
+        return jnp.sum(a * b, axis=0) / jnp.sqrt(jnp.sum(a**2, axis=0) * jnp.sum(b**2, axis=0))
+
+    r = jnp.mean(lax.map(correlation, jax.random.split(key, n_splits)), axis=0)
+    return spearman_brown(r, jnp.mean(repeats, axis=0) / jnp.mean(half, axis=0))
+
+
+def correct(score: Score, reliability: ArrayLike, minimum: float = 0.1) -> Score:
+    """A score whose unit correlations are divided by the noise ceiling of the target units: r / √reliability.
+
+    Args:
+        score: of a metric whose units are correlations: matching or regression.
+        reliability: `(n_target,)`, for instance from `split_half`.
+        minimum: units whose reliability is lower, or NaN, are left out: their correction would be mostly noise.
+
+    Returns:
+        The corrected score: `mean` and `folds` over the units that remain, NaN in `units` for the others. Values above 1 are
+        possible, since reliability is an estimate. `details` gain `n_excluded`, the number of live units left out.
+
+    Raises:
+        ValueError: a score without units, a reliability of another shape, or a minimum that is not positive.
+    """
+    if score.units is None:
+        raise ValueError("score must have a value for each target unit, got one without units.")
+    reliability = jnp.asarray(reliability)
+    if reliability.shape != score.units.shape[1:]:
+        raise ValueError(f"reliability must have shape {score.units.shape[1:]}, one a target unit, got {reliability.shape}.")
+    if not minimum > 0:
+        raise ValueError(f"minimum must be positive, got {minimum}.")
+    reliable = reliability >= minimum  # False for NaN
+    live = ~jnp.isnan(score.units)
+    units = jnp.where(live & reliable, score.units / safe_sqrt(jnp.where(reliable, reliability, 1)), jnp.nan)
+    count = jnp.sum(live & reliable, axis=1)
+    folds = jnp.sum(jnp.where(live & reliable, units, 0), axis=1) / count
+    details = {**score.details, "n_excluded": jnp.sum(jnp.any(live, axis=0) & ~reliable)}
+    return Score(jnp.mean(folds), folds, units, details)

@@ -1,0 +1,115 @@
+"""Every metric against independent packages on the same numbers: see references.py."""
+
+import dataclasses
+import functools
+
+import jax
+import numpy as np
+import pytest
+from references import ALPHAS, K, MASS, N_COMPONENTS, REFERENCES
+
+import superpos as sp
+
+CONFIGURED = {
+    "ridge": sp.metrics.Ridge(alphas=ALPHAS),
+    "pls": sp.metrics.PLS(n_components=N_COMPONENTS),
+    "partial_soft_match": sp.metrics.PartialSoftMatch(mass=MASS),
+    "mutual_knn": sp.metrics.MutualKNN(k=K),
+}
+
+
+@dataclasses.dataclass
+class Fold:
+    """One fold's training and test part, live units only, and the training part's own folds."""
+
+    x: np.ndarray
+    y: np.ndarray
+    x_test: np.ndarray
+    y_test: np.ndarray
+    inner: np.ndarray
+
+
+def shared(n, n_source, n_target, seed=0, rank=6, noise=0.5):
+    """Two representations that share latent variables, noisy, neither centred nor of one scale."""
+    rng = np.random.default_rng(seed)
+    latent = rng.exponential(size=(n, rank))
+    sides = [latent @ rng.normal(size=(rank, units)) + noise * rng.normal(size=(n, units)) for units in (n_source, n_target)]
+    return [side * rng.uniform(0.2, 5, side.shape[1]) + rng.normal(size=side.shape[1]) for side in sides]
+
+
+def awkward():
+    """Dead units, a duplicated one, one that is constant in a single fold, unequal numbers."""
+    x, y = shared(403, 9, 7)
+    x[:, 3] = 2.0
+    x[:, 5] = 3 * x[:, 2]
+    y[:, 1] = 0.0
+    y[np.arange(403) % 5 == 2, 6] = -1.0
+    return x, y
+
+
+def correlated():
+    """500 strongly correlated source units: singular values fall from 1 to 1/900."""
+    rng = np.random.default_rng(3)
+    u, _ = np.linalg.qr(rng.normal(size=(2500, 500)))
+    v, _ = np.linalg.qr(rng.normal(size=(500, 500)))
+    x = (u * np.logspace(0, np.log10(1 / 900), 500)) @ v * 50
+    return x, x @ rng.normal(size=(500, 4)) + 0.5 * rng.normal(size=(2500, 4))
+
+
+MATCHING = {"semi_match", "soft_match", "permutation_match", "soft_match_distance"}
+MOMENTS = {"ols", "pls", "cka", "procrustes"}
+CASES = {
+    "awkward": (awkward, set(REFERENCES)),
+    # More units than samples, on both sides; a perfect non-negative fit of the training part is not unique, nor are canonical
+    # directions in as many dimensions as samples.
+    "wide": (lambda: shared(60, 90, 70, seed=2), set(REFERENCES) - {"nnls", "cca", "pwcca"}),
+    "equal": (lambda: shared(300, 8, 8, seed=1), MATCHING),
+    "single": (lambda: shared(30, 1, 1, seed=4, rank=1), {*MATCHING, *MOMENTS, "ridge", "nnls", "cca"}),
+    "many samples": (lambda: shared(100_000, 6, 5, seed=5), {"semi_match", "soft_match", *MOMENTS, "ridge", "nnls", "cca", "svcca"}),
+    "many units": (correlated, {"semi_match", *MOMENTS, "nnls"}),
+}
+
+
+@functools.cache
+def problem(case):
+    """Both sides, rounded to float32 so that both precisions see the same numbers, and fold ids."""
+    x, y = (side.astype(np.float32).astype(np.float64) for side in CASES[case][0]())
+    ids = np.arange(len(x)) % 5
+    return x, y, ids
+
+
+@functools.cache
+def folds(case):
+    x, y, ids = problem(case)
+    x, y = (side[:, np.all([np.ptp(side[ids == f], axis=0) > 0 for f in range(5)], axis=0)] for side in (x, y))
+    return [Fold(x[ids != f], y[ids != f], x[ids == f], y[ids == f], ids[ids != f]) for f in range(5)]
+
+
+@functools.cache
+def scores(case, x64):
+    x, y, ids = problem(case)
+    metrics = [CONFIGURED.get(name, name) for name in REFERENCES if name in CASES[case][1]]
+    with jax.enable_x64(x64):
+        return jax.tree.map(np.asarray, sp.align(x, y, metrics=metrics, folds=ids))
+
+
+@functools.cache
+def expected(case, name):
+    return np.array([REFERENCES[name](fold) for fold in folds(case)])
+
+
+# float64 on two cases, the moment form and the Gram form: each is compiled anew.
+TABLE = [
+    (case, x64, name)
+    for case, (_, names) in CASES.items()
+    for x64 in ((False, True) if case in ("awkward", "wide") else (False,))
+    for name in REFERENCES
+    if name in names
+]
+
+
+@pytest.mark.parametrize(("case", "x64", "name"), TABLE, ids=lambda value: {True: "float64", False: "float32"}.get(value, value))
+def test_agreement(case, x64, name):
+    tolerance = 1e-10 if x64 else 1e-4
+    relative = 1e-5 if name == "procrustes_bures" else 0  # in the units of the data
+    np.testing.assert_allclose(scores(case, x64)[name].folds, expected(case, name), rtol=relative, atol=tolerance)

@@ -1,0 +1,51 @@
+import sys
+
+import pytest
+
+pytest.importorskip("himalaya", reason="pip install -e '.[benchmark]'")
+
+from experiments import benchmark
+from superpos.results import Run
+
+
+def small():
+    config = benchmark.get_config()
+    config.update({"n_samples": 600, "few_samples": 600, "n_units": 6, "n_folds": 3, "repeats": 1, "outer_folds": 2})
+    config.update({"transport_batch": 3, "transport_size": 5, "large_transport": (6, 9)})
+    return config
+
+
+def test_both_sides_do_the_same_work(tmp_path):
+    run = Run(tmp_path / "run", "benchmark", small().to_dict())
+    results = benchmark.compute(small(), run)
+    benchmark.draw(results, run)
+    rows = results["rows"]
+    assert {row["work"] for row in rows} >= {"semi_match", "soft_match", "ridge", "transport, 3 of 5 x 5", "transport, 6 x 9"}
+    for row in rows:
+        assert row["difference"] < 1e-3, row
+        assert row["ratio"] == pytest.approx(row["theirs_s"] / row["ours_s"])
+        assert 0 < row["ours_min_s"] <= row["ours_s"]
+        assert 0 < row["theirs_min_s"] <= row["theirs_s"]
+        assert row["met"] == (None if row["target"] is None else row["ratio"] >= row["target"])
+    assert {row["target"] for row in rows} == {5, 50, 0.2, None}
+    assert all("2 of 3 outer folds" in row["note"] for row in rows if "RidgeCV" in row["against"])
+    assert results["threads"] >= 1
+    assert run.figure.stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [({"suite": "all"}, "out of metrics"), ({"repeats": 0}, "repeats"), ({"outer_folds": 4}, "outer_folds")],
+)
+def test_bad_settings(tmp_path, setting, message):
+    config = small()
+    config.update(setting)
+    with pytest.raises(ValueError, match=message):
+        benchmark.compute(config, Run(tmp_path / "run", "benchmark", config.to_dict()))
+    assert not (tmp_path / "run").exists()
+
+
+def test_missing_package_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "himalaya", None)
+    with pytest.raises(ValueError, match=r"needs himalaya: pip install -e '.\[benchmark\]'"):
+        benchmark.compute(small(), Run(tmp_path / "run", "benchmark", small().to_dict()))
