@@ -143,10 +143,11 @@ class CCA(Metric):
     - pwcca: α_i = Σ_j |⟨X a_i, x_j⟩| on the training part, the weight of direction i in the source (Morcos et al. 2018); not
       symmetric.
 
-    Invariant to invertible linear maps of either side (svcca: to rotations and isotropic scaling; pwcca's weights: on the
-    source to rotations). Every pair counts alike in cca, however little variance it has: unless samples far outnumber units
-    it measures noise, which the held-out correlations show. Principal components whose variance is below units · eps of the
-    largest are left out.
+    Invariant to invertible linear maps of either side; svcca only to rotations and isotropic scaling, and pwcca on the source
+    only to permuting units, flipping their signs and isotropic scaling, since its weights add up absolute values over units.
+    Every pair counts alike in cca, however little variance it has: unless samples far outnumber units it measures noise,
+    which the held-out correlations show. Principal components whose variance is below units · eps of the largest are left
+    out.
 
     Attributes:
         n_components: pairs to average over, None for all.
@@ -166,7 +167,6 @@ class CCA(Metric):
     projection_weighted: bool = False
     name: str = "cca"
     reads: ClassVar[frozenset[str]] = frozenset({"xx", "xy", "yy"})
-    rotates: ClassVar[frozenset[str]] = _BOTH
 
     def __post_init__(self):
         if self.n_components is not None and self.n_components < 1:
@@ -178,6 +178,11 @@ class CCA(Metric):
     def symmetric(self) -> bool:  # type: ignore[override]
         """Whether swapping source and target leaves the score as it is."""
         return not self.projection_weighted
+
+    @property
+    def rotates(self) -> frozenset[str]:  # type: ignore[override]
+        """Sides whose rotation changes nothing."""
+        return frozenset({"target"}) if self.projection_weighted else _BOTH
 
     def fit(self, evidence: Moments) -> Any:
         """Canonical directions, correlations and weights of each training part."""
