@@ -234,7 +234,11 @@ def gather(
     """
     n_samples = x.shape[0]
     wide = {side for side, array in (("source", x), ("target", y)) if n_samples < array.shape[1]}
-    kinds = ["samples" if "samples" in m.reads or (m.wide and "source" in wide) else m.rotates & wide for m in metrics]
+    # The sums of fourth powers that debiased metrics read are taken apart from the others, of rescaled data.
+    kinds = [
+        "samples" if "samples" in m.reads or (m.wide and "source" in wide) else (m.rotates & wide) | (m.reads & {"norms"})
+        for m in metrics
+    ]
     parts = ids if blocks is None else jnp.where((ids >= 0) & (ids < n_folds), ids * n_blocks + blocks, -1)
     source, target = _live(x, ids, n_folds), _live(y, ids, n_folds)
     masked = jnp.where(source, x, 0), jnp.where(target, y, 0)
@@ -245,13 +249,14 @@ def gather(
             found[kind] = Samples(*masked, ids, source, target, n_folds, largest_fold), None
             continue
         read = frozenset().union(*(m.reads for m, k in zip(metrics, kinds, strict=True) if k == kind))
-        # Masked units are left out of the squared lengths beforehand; elsewhere moments know them by themselves.
-        a, b = masked if kind or "norms" in read else (x, y)
+        a, b = masked if kind else (x, y)  # moments know masked units by themselves, principal components and norms do not
         basis = None
         if "source" in kind:
             a, basis = _principal(a, inside)
         if "target" in kind:
             b, _ = _principal(b, inside)
+        if "norms" in kind:
+            a, b = _unit_size(a), _unit_size(b)
         empty = moments_lib.init(a.shape[1], b.shape[1], n_folds * n_blocks, read, jnp.result_type(x, y))
         moments = moments_lib.update(empty, a, b, parts)
         if "source" in kind:
@@ -276,6 +281,13 @@ def _all_live(side, live):
     """Principal components are not units: none of them is masked where a unit is live."""
     low = jnp.zeros_like(side.low)
     return dataclasses.replace(side, low=low, high=low + live)
+
+
+def _unit_size(values):
+    """Values about 0 and of size 1 over all units, so that their fourth powers stay within float32's range."""
+    centred = values - jnp.mean(values, axis=0)
+    largest = jnp.max(jnp.abs(centred))
+    return centred / jnp.where(largest > 0, largest, 1)
 
 
 def _principal(values, inside):
@@ -306,14 +318,12 @@ def _check_pair(source, target):
             raise ValueError(f"{name} must hold real numbers, got an array of {array.dtype}.")
         if array.ndim != 2 or 0 in array.shape:
             raise ValueError(f"{name} must be a non-empty (n_samples, n_units) array, got shape {array.shape}.")
-        with np.errstate(over="ignore"):  # an overflow is an infinity, and named below
-            array = array.astype(jax.dtypes.canonicalize_dtype(jnp.promote_types(array.dtype, jnp.float32)))
-        if _concrete(array) and not np.isfinite(array).all():
-            bad = array.size - np.isfinite(array).sum()
-            raise ValueError(f"{name} must be finite in {array.dtype}, got {bad} NaN or infinite values.")
+        dtype = jax.dtypes.canonicalize_dtype(jnp.promote_types(array.dtype, jnp.float32))
         if _concrete(array):
-            _check_scale(name, array)
-        checked.append(array)
+            with np.errstate(over="ignore"):  # an overflow is an infinity, and named below
+                array = array.astype(dtype, copy=False)
+            _check_values(name, array)
+        checked.append(array if array.dtype == dtype else array.astype(dtype))
     x, y = checked
     if x.shape[0] != y.shape[0]:
         hint = " Are the axes of one of them swapped?" if x.shape[0] in y.shape or y.shape[0] in x.shape else ""
@@ -324,21 +334,27 @@ def _check_pair(source, target):
     return x, y
 
 
-def _check_scale(name, array):
-    """Squares must neither overflow nor vanish in float32."""
-    spread = np.ptp(array, axis=0)
-    spread = spread[spread > 0]
-    if np.abs(array).max() > 1e15 or (spread.size and spread.min() < 1e-15):
+def _check_values(name, array):
+    """Finite, and of a scale whose squares neither overflow nor vanish in float32: two passes over the array."""
+    low, high = array.min(axis=0), array.max(axis=0)
+    if not (np.isfinite(low).all() and np.isfinite(high).all()):
+        bad = array.size - np.isfinite(array).sum()
+        raise ValueError(f"{name} must be finite in {array.dtype}, got {bad} NaN or infinite values.")
+    largest = max(-low.min(), high.max())
+    spread = (high - low)[high > low].min(initial=np.inf)
+    if largest > 1e15 or spread < 1e-15:
         raise ValueError(
             f"{name} must have values below 1e15 and units that vary by at least 1e-15, got values up to "
-            f"{np.abs(array).max():.0e} and a unit that varies by {spread.min(initial=np.inf):.0e}: rescale them."
+            f"{largest:.0e} and a unit that varies by {spread:.0e}: rescale them."
         )
 
 
 def _check_live(name, array, ids, n_folds):
-    live = np.ones(array.shape[1], bool)
-    for fold in range(n_folds):
-        part = array[np.asarray(ids) == fold]
-        live &= part.max(axis=0) > part.min(axis=0)
-    if not live.any():
-        raise ValueError(f"{name} has no live unit: each of its {live.size} units is constant in some fold.")
+    ids = np.asarray(ids)
+    rows = [np.flatnonzero(ids == fold) for fold in range(n_folds)]
+    for some in (16, None):  # a few samples of each fold nearly always show a live unit
+        parts = [array[fold[:some]] for fold in rows]
+        live = np.all([part.max(axis=0) > part.min(axis=0) for part in parts], axis=0)
+        if live.any():
+            return
+    raise ValueError(f"{name} has no live unit: each of its {live.size} units is constant in some fold.")

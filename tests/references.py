@@ -175,8 +175,7 @@ def mutual_knn(fold):
 
 def jaccard(fold):
     x, y = fold.x_test > 0, fold.y_test > 0
-    either = x.any(axis=0)[:, None] | y.any(axis=0)  # scipy takes two empty sets for equal
-    return np.where(either, 1 - cdist(x.T, y.T, "jaccard"), 0).max(axis=0).mean()
+    return (1 - cdist(x.T, y[:, y.any(axis=0)].T, "jaccard")).max(axis=0).mean()
 
 
 def feature_recovery(fold):

@@ -6,7 +6,7 @@ import functools
 import jax
 import numpy as np
 import pytest
-from references import ALPHAS, K, MASS, N_COMPONENTS, REFERENCES
+from references import ALPHAS, MASS, N_COMPONENTS, REFERENCES, K
 
 import superpos as sp
 
@@ -65,7 +65,10 @@ CASES = {
     "wide": (lambda: shared(60, 90, 70, seed=2), set(REFERENCES) - {"nnls", "cca", "pwcca"}),
     "equal": (lambda: shared(300, 8, 8, seed=1), MATCHING),
     "single": (lambda: shared(30, 1, 1, seed=4, rank=1), {*MATCHING, *MOMENTS, "ridge", "nnls", "cca"}),
-    "many samples": (lambda: shared(100_000, 6, 5, seed=5), {"semi_match", "soft_match", *MOMENTS, "ridge", "nnls", "cca", "svcca"}),
+    "many samples": (
+        lambda: shared(100_000, 6, 5, seed=5),
+        {"semi_match", "soft_match", *MOMENTS, "ridge", "nnls", "cca", "svcca"},
+    ),
     "many units": (correlated, {"semi_match", *MOMENTS, "nnls"}),
 }
 
@@ -108,7 +111,9 @@ TABLE = [
 ]
 
 
-@pytest.mark.parametrize(("case", "x64", "name"), TABLE, ids=lambda value: {True: "float64", False: "float32"}.get(value, value))
+@pytest.mark.parametrize(
+    ("case", "x64", "name"), TABLE, ids=lambda value: {True: "float64", False: "float32"}.get(value, value)
+)
 def test_agreement(case, x64, name):
     tolerance = 1e-10 if x64 else 1e-4
     if name == "procrustes_bures":  # in the units of the data: beside their size

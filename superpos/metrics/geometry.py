@@ -29,7 +29,8 @@ class CKA(Metric):
     representations revisited".
 
     The debiased form is NaN for moments with a unit that is constant in some folds only (its length cannot be taken out of
-    the sums afterwards; `sp.align` leaves it out beforehand), and for folds of fewer than 4 samples.
+    the sums afterwards; `sp.align` leaves it out beforehand), and for folds of fewer than 4 samples. Its sums are of fourth
+    powers: feed moments with data of about unit size (`sp.align` scales them beforehand).
 
     Attributes:
         debiased: use the unbiased estimator.
@@ -53,10 +54,18 @@ class CKA(Metric):
         moments = _masked(evidence)
         assert moments.x.scatter is not None, "CKA reads xx"
         assert moments.y.scatter is not None, "CKA reads yy"
-        matrices = {"xx": moments.x.scatter, "xy": moments.xy, "yy": moments.y.scatter}
+        size = {  # the scale of each side, which squares of squares would carry out of float32's range
+            side: jnp.where(total > 0, total, 1)[:, None, None]
+            for side, total in (("x", jnp.sum(moments.x.squares, axis=1)), ("y", jnp.sum(moments.y.squares, axis=1)))
+        }
+        matrices = {
+            "xx": moments.x.scatter / size["x"],
+            "xy": moments.xy / jnp.sqrt(size["x"]) / jnp.sqrt(size["y"]),
+            "yy": moments.y.scatter / size["y"],
+        }
         squares = {pair: jnp.sum(matrix**2, axis=(1, 2)) for pair, matrix in matrices.items()}
         if self.debiased:
-            squares = {pair: self._unbiased(moments, pair, squares[pair]) for pair in matrices}
+            squares = {pair: self._unbiased(moments, pair, squares[pair], size) for pair in matrices}
         folds = squares["xy"] / (safe_sqrt(squares["xx"]) * safe_sqrt(squares["yy"]))
         if self.debiased:
             for side, mask in zip((evidence.x, evidence.y), live, strict=True):
@@ -65,10 +74,12 @@ class CKA(Metric):
         return from_folds(folds, live)
 
     @staticmethod
-    def _unbiased(moments, pair, squared):
-        n, norms = moments.count, moments.norms[pair].product
-        a, b = (jnp.sum(getattr(moments, side).squares, axis=1) for side in pair)
-        return squared - n / (n - 2) * norms + a * b / ((n - 1) * (n - 2))
+    def _unbiased(moments, pair, squared, size):
+        n = moments.count
+        scale = jnp.sqrt(size[pair[0]] * size[pair[1]])[:, 0, 0] if pair == "xy" else size[pair[0]][:, 0, 0]
+        # The two totals divided by their scale are 1.
+        norms = moments.norms[pair].product / scale / scale
+        return squared - n / (n - 2) * norms + 1 / ((n - 1) * (n - 2))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -440,10 +451,10 @@ class MutualKNN(Metric):
 class Jaccard(Metric):
     """Overlap of supports: for each target unit the best Jaccard index with a source unit, in each held-out part.
 
-    The support of a unit is the set of samples on which it is positive; J = |A ∩ B| / |A ∪ B|, 0 where both are empty; score
-    = mean over live target units of the highest J. Not symmetric. Nothing is fitted: the best of many units is above chance,
-    and only a permutation null (`sp.stats.chance`) says by how much. Invariant to permuting units and scaling them by
-    positive factors; meant for non-negative, sparse units, as SAE latents are. Source: Jaccard 1901.
+    The support of a unit is the set of samples on which it is positive; J = |A ∩ B| / |A ∪ B|; score = mean of the highest J
+    over live target units that are positive somewhere in the fold. Not symmetric. Nothing is fitted: the best of many units
+    is above chance, and only a permutation null (`sp.stats.chance`) says by how much. Invariant to permuting units and
+    scaling them by positive factors; meant for non-negative, sparse units, as SAE latents are. Source: Jaccard 1901.
 
     Details: `partner`, `(folds, n_target)`, the source unit of the highest J.
     """
@@ -462,7 +473,8 @@ class Jaccard(Metric):
         both = active.xy + count * share_x * share_y
         index = safe_divide(both, count * (share_x + share_y) - both)
         index = jnp.where(source[:, None], index, -jnp.inf)
-        return from_units(jnp.max(index, axis=1), target & jnp.any(source), {"partner": jnp.argmax(index, axis=1)})
+        there = target & jnp.any(source) & (active.y.mean > 0)
+        return from_units(jnp.max(index, axis=1), there, {"partner": jnp.argmax(index, axis=1)})
 
 
 def _masked(moments: Moments, live: Any = None) -> Moments:
