@@ -189,14 +189,31 @@ def _number(groups, n_samples):
 @functools.partial(jax.jit, static_argnames=("metrics", "n_folds", "largest_fold"))
 def _align(x, y, ids, metrics, n_folds, largest_fold):
     scores = {}
-    for metric, (evidence, basis) in zip(metrics, gather(x, y, ids, metrics, n_folds, largest_fold), strict=True):
-        score = metric(evidence)
+    for metric, found in zip(metrics, gather(x, y, ids, metrics, n_folds, largest_fold), strict=True):
+        basis = found.basis
+        score = found.score(metric)
         if basis is not None and "weights" in score.details and metric.rotates == {"source"}:
             # Weights on principal components, as weights on the units.
             score.details["weights"] = matmul(basis.components, score.details["weights"])
             score.details["intercept"] -= matmul(basis.mean, score.details["weights"])
         scores[metric.name] = score
     return scores
+
+
+class Found(NamedTuple):
+    """What a metric reads: its evidence, the samples that this is of, and the basis of the source where it is rotated."""
+
+    evidence: Moments | Samples
+    samples: Samples
+    basis: "Basis | None"
+
+    def fit(self, metric: Metric) -> Any:
+        """What the metric fits, mended by a second pass over the samples."""
+        return metric.polish(metric.fit(self.evidence), self.samples)
+
+    def score(self, metric: Metric) -> Score:
+        """Fits and evaluates."""
+        return metric.evaluate(self.fit(metric), self.samples if metric.second_pass else self.evidence)
 
 
 class Basis(NamedTuple):
@@ -215,7 +232,7 @@ def gather(
     largest_fold: int,
     blocks: Any = None,
     n_blocks: int = 1,
-) -> list[tuple[Moments | Samples, Basis | None]]:
+) -> list[Found]:
     """What each metric reads, from one pass over the samples for all metrics that read the same.
 
     Where there are fewer samples than units, metrics that a rotation leaves unchanged read the moments of the principal
@@ -230,7 +247,7 @@ def gather(
         n_blocks: static.
 
     Returns:
-        For each metric its evidence, and the basis of the source where it is rotated.
+        What each metric reads.
     """
     n_samples = x.shape[0]
     wide = {side for side, array in (("source", x), ("target", y)) if n_samples < array.shape[1]}
@@ -243,10 +260,11 @@ def gather(
     source, target = _live(x, ids, n_folds), _live(y, ids, n_folds)
     masked = jnp.where(source, x, 0), jnp.where(target, y, 0)
     inside = (ids >= 0) & (ids < n_folds)
-    found: dict[Any, tuple[Moments | Samples, Basis | None]] = {}
+    found: dict[Any, Found] = {}
     for kind in dict.fromkeys(kinds):
         if kind == "samples":
-            found[kind] = Samples(*masked, ids, source, target, n_folds, largest_fold), None
+            samples = Samples(*masked, ids, source, target, n_folds, largest_fold)
+            found[kind] = Found(samples, samples, None)
             continue
         read = frozenset().union(*(m.reads for m, k in zip(metrics, kinds, strict=True) if k == kind))
         a, b = masked if kind else (x, y)  # moments know masked units by themselves, principal components and norms do not
@@ -263,7 +281,7 @@ def gather(
             moments = dataclasses.replace(moments, x=_all_live(moments.x, jnp.any(source)))
         if "target" in kind:
             moments = dataclasses.replace(moments, y=_all_live(moments.y, jnp.any(target)))
-        found[kind] = moments, basis
+        found[kind] = Found(moments, Samples(a, b, ids, source, target, n_folds, largest_fold), basis)
     return [found[kind] for kind in kinds]
 
 

@@ -68,7 +68,8 @@ def _split_half(responses, key, n_splits):
         return jnp.sum(a * b, axis=0) / jnp.sqrt(jnp.sum(a**2, axis=0) * jnp.sum(b**2, axis=0))
 
     r = jnp.mean(lax.map(correlation, jax.random.split(key, n_splits)), axis=0)
-    return spearman_brown(r, jnp.mean(repeats, axis=0) / jnp.mean(half, axis=0))
+    # Noise goes down as one over the number of repeats, and its variances add up over samples.
+    return spearman_brown(r, jnp.mean(1 / half, axis=0) / jnp.mean(1 / repeats, axis=0))
 
 
 def correct(score: Score, reliability: ArrayLike, minimum: float = 0.1) -> Score:

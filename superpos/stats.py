@@ -157,9 +157,12 @@ def _jackknife(x, y, ids, blocks, metrics, n_folds, largest_fold, n_blocks):
     block = jnp.arange(n_folds * n_blocks) % n_blocks
     results = {}
     gathered = alignment.gather(x, y, ids, metrics, n_folds, largest_fold, blocks, n_blocks)
-    for metric, (evidence, _) in zip(metrics, gathered, strict=True):
+    for metric, found in zip(metrics, gathered, strict=True):
+        evidence = found.evidence
         whole = moments_lib.pool(evidence, own) if isinstance(evidence, Moments) else evidence
-        fitted = metric.fit(whole)
+        fitted = found._replace(evidence=whole).fit(metric)
+        if metric.second_pass:
+            evidence = whole = found.samples
         score = metric.evaluate(fitted, whole)
 
         def without(left_out, metric=metric, evidence=evidence, whole=whole, fitted=fitted):
@@ -284,7 +287,7 @@ def chance(
 def _chance(x, y, ids, by_group, key, metrics, n_folds, largest_fold, n_permutations):
     def scores(target):
         gathered = alignment.gather(x, target, ids, metrics, n_folds, largest_fold)
-        return {metric.name: metric(evidence).mean for metric, (evidence, _) in zip(metrics, gathered, strict=True)}
+        return {metric.name: found.score(metric).mean for metric, found in zip(metrics, gathered, strict=True)}
 
     def shuffled(key):
         moved = jax.random.permutation(key, by_group)

@@ -127,7 +127,7 @@ def test_only_what_is_read_is_kept():
     moments = sp.moments.init(4, 5, 2, reads={"xx"})
     assert moments.x.scatter.shape == (2, 4, 4)
     assert moments.y.scatter is None
-    with pytest.raises(ValueError, match="reads takes names out of xx, xy, yy, got zz"):
+    with pytest.raises(ValueError, match="reads takes names out of xx, xy, yy, norms, active, got zz"):
         sp.moments.init(4, 5, 2, reads={"zz"})
 
 
@@ -145,3 +145,30 @@ def test_moments_vmap_and_jit(sides, fold_ids):
     alone = sp.moments.update(sp.moments.init(9, 7, 5), x[:, ::-1], y, fold_ids)
     np.testing.assert_allclose(stacked.xy[1], alone.xy, rtol=1e-4, atol=1e-2)
     assert dataclasses.is_dataclass(stacked)
+
+
+def test_lengths_and_supports_are_the_float64_answer_however_they_are_fed(sides, fold_ids):
+    """Batches, a merge and a pool of folds, each of which moves the centre that lengths are measured from."""
+    x, y = (np.asarray(side, np.float64) + 3 for side in sides)
+    parts = [sp.moments.init(9, 7, 5, ("norms", "active")) for _ in range(2)]
+    for start in range(0, 403, 50):
+        chunk = slice(start, start + 50)
+        i = start // 200 % 2
+        parts[i] = sp.moments.update(parts[i], x[chunk], y[chunk], fold_ids[chunk])
+    merged = sp.moments.merge(*parts)
+    training = sp.moments.training(merged)
+    for fold in range(5):
+        for moments, rows in ((merged, fold_ids == fold), (training, fold_ids != fold)):
+            a, b = (side[rows] - side[rows].mean(axis=0) for side in (x, y))
+            a2, b2 = np.sum(a**2, axis=1), np.sum(b**2, axis=1)
+            for pair, left, right in (("xx", (a, a2), (a, a2)), ("xy", (a, a2), (b, b2)), ("yy", (b, b2), (b, b2))):
+                got = moments.norms[pair]
+                np.testing.assert_allclose(got.product[fold], np.sum(left[1] * right[1]), rtol=1e-4)
+                scale = np.sqrt(np.sum(left[1] * right[1] ** 2))
+                np.testing.assert_allclose(got.a[fold], left[0].T @ right[1], atol=1e-4 * scale)
+                np.testing.assert_allclose(
+                    got.b[fold], right[0].T @ left[1], atol=1e-4 * np.sqrt(np.sum(right[1] * left[1] ** 2))
+                )
+            active = moments.active
+            both = active.xy[fold] + rows.sum() * np.outer(active.x.mean[fold], active.y.mean[fold])
+            np.testing.assert_allclose(both, (x[rows] > 0).T.astype(float) @ (y[rows] > 0), atol=1e-3)

@@ -1,8 +1,23 @@
+import jax
 import numpy as np
 import pytest
+from references import pearson
 from scipy import stats
 
+import superpos as sp
 from superpos.stats import over_pairs, over_seeds
+
+
+@pytest.fixture(scope="module")
+def pair():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(200, 10))
+    return x, x[:, :6] @ rng.normal(size=(6, 6)) + rng.normal(size=(200, 6))
+
+
+def cka(x, y):
+    x, y = x - x.mean(axis=0), y - y.mean(axis=0)
+    return np.linalg.norm(x.T @ y) ** 2 / (np.linalg.norm(x.T @ x) * np.linalg.norm(y.T @ y))
 
 
 def test_independent_seeds_give_students_interval():
@@ -39,3 +54,109 @@ def test_the_diagonal_and_few_seeds():
     assert over_pairs(scores) == {"mean": 2.0, "std": np.sqrt(2), "ci95": None, "n_seeds": 2, "n_pairs": 2}
     with pytest.raises(ValueError, match="at least 2 seeds"):
         over_pairs(np.ones((1, 1)))
+
+
+def test_intervals_over_samples_cover_the_truth():
+    """One unit a side, whose fitted map is no choice at all: Pearson's r, of standard error (1 - rho²) / √n."""
+    rho, n, runs = 0.5, 300, 200
+    rng = np.random.default_rng(0)
+    covered, errors = 0, []
+    for _ in range(runs):
+        x, noise = rng.normal(size=(2, n, 1)).astype(np.float32)
+        y = rho * x + np.sqrt(1 - rho**2) * noise
+        summary = sp.stats.over_samples(sp.stats.jackknife(x, y, metrics="semi_match")["semi_match"])
+        covered += summary["ci95"][0] < rho < summary["ci95"][1]
+        errors.append(summary["standard_error"])
+    assert 0.90 < covered / runs < 0.99
+    np.testing.assert_allclose(np.mean(errors), (1 - rho**2) / np.sqrt(n), rtol=0.1)
+
+
+def test_leaving_a_block_out_is_scoring_the_rest_with_the_same_map(pair):
+    x, y = pair
+    names = ("semi_match", "ridge", "cka", "rsa")
+    groups = np.arange(200) // 8
+    ids = groups % 4
+    results = sp.stats.jackknife(x, y, metrics=names, folds=ids, groups=groups, n_blocks=3)
+    scores = sp.align(x, y, metrics=names, folds=ids)
+    blocks = np.asarray(sp.alignment.deal(ids, 4, 3, jax.random.key(0), groups))
+    assert all(len(np.unique(blocks[groups == group])) == 1 for group in range(25))
+    for name in names:
+        np.testing.assert_allclose(results[name].mean, scores[name].mean, atol=1e-5)
+    # By hand: fold 2 without its block 1.
+    rest = (ids == 2) & (blocks != 1)
+    partner = np.asarray(scores["semi_match"].details["partner"])[2]
+    r = np.diag(pearson(x[rest][:, partner], y[rest]))
+    wanted = (scores["semi_match"].folds.sum() - scores["semi_match"].folds[2] + r.mean()) / 4
+    np.testing.assert_allclose(results["semi_match"].without[2, 1], wanted, atol=1e-5)
+    wanted = (scores["cka"].folds.sum() - scores["cka"].folds[2] + cka(x[rest], y[rest])) / 4
+    np.testing.assert_allclose(results["cka"].without[2, 1], wanted, atol=1e-5)
+
+
+def test_a_null_stays_null_where_samples_are_left_out():
+    """Resampling before the split would put copies on both sides of it, and ridge would find them."""
+    x, y = np.random.default_rng(0).normal(size=(2, 300, 10))
+    summary = sp.stats.over_samples(sp.stats.jackknife(x, y, metrics="ridge")["ridge"])
+    assert summary["ci95"][0] < 0 < summary["ci95"][1]
+    assert abs(summary["mean"]) < 0.1
+
+
+def test_paired_differences_are_tighter_than_two_intervals(pair):
+    x, y = pair
+    noisier = y + 0.3 * np.random.default_rng(3).normal(size=y.shape)
+    a, b = (sp.stats.jackknife(x, target, metrics="ols")["ols"] for target in (y, noisier))
+    difference = sp.stats.paired(a, b)
+    alone = [sp.stats.over_samples(j) for j in (a, b)]
+    np.testing.assert_allclose(difference["mean"], alone[0]["mean"] - alone[1]["mean"], atol=1e-6)
+    assert difference["standard_error"] < np.hypot(*(summary["standard_error"] for summary in alone))
+    assert difference["p_value"] < 0.01
+    same = sp.stats.paired(a, a)
+    assert (same["mean"], same["p_value"]) == (0, 1)
+
+
+def test_chance_is_where_unrelated_sides_are(pair):
+    x, y = pair
+    unrelated = np.random.default_rng(5).normal(size=y.shape)
+    names = ("semi_match", "cka", "feature_recovery", "soft_match_distance")
+    groups = np.arange(200) // 4
+    results = sp.stats.chance(x, y, metrics=names, groups=groups, n_permutations=39)
+    null = sp.stats.chance(x, unrelated, metrics=names, n_permutations=39)
+    for name in names:
+        np.testing.assert_allclose(results[name].p_value, 1 / 40, rtol=1e-5)  # the lowest that 39 permutations can give
+        assert null[name].p_value > 1 / 40
+        assert results[name].null.shape == (39,)
+        np.testing.assert_allclose(null[name].score, null[name].null.mean(), atol=5 * null[name].null.std())
+    # The best of ten is above zero where nothing is shared, and it is more so the fewer the samples.
+    assert results["feature_recovery"].null.min() > 0.05
+
+
+def test_intervals_over_units_are_students(pair):
+    score = sp.align(*pair, metrics="ridge")["ridge"]
+    units = np.asarray(score.units, np.float64).mean(axis=0)
+    interval = stats.ttest_1samp(units, 0).confidence_interval(0.95)
+    got = sp.stats.over_units(score)
+    np.testing.assert_allclose(got["ci95"], interval, rtol=1e-6)
+    assert got["n_units"] == 6
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda x, y: sp.stats.jackknife(x, y, n_blocks=1), "n_blocks must be at least 2, got 1"),
+        (lambda x, y: sp.stats.jackknife(x, y, n_blocks=50), "n_blocks must be at most the number of samples"),
+        (
+            lambda x, y: sp.stats.chance(x, y, groups=np.minimum(np.arange(200), 150)),
+            "equally many samples to change places, got 1 to 50",
+        ),
+        (lambda x, y: sp.stats.chance(x, y, folds=np.arange(200) % 3 - 1), "leaves samples out with -1"),
+        (lambda x, y: sp.stats.over_units(sp.align(x, y, metrics="cka")["cka"]), "without units"),
+    ],
+)
+def test_bad_requests_are_named(pair, call, message):
+    with pytest.raises(ValueError, match=message):
+        call(*pair)
+
+
+def test_different_blocks_are_not_compared(pair):
+    a, b = (sp.stats.jackknife(*pair, metrics="semi_match", n_blocks=n)["semi_match"] for n in (4, 5))
+    with pytest.raises(ValueError, match="same folds and blocks"):
+        sp.stats.paired(a, b)

@@ -73,6 +73,7 @@ class Metric(abc.ABC):
     distance: ClassVar[bool] = False  # lower is more alike
     rotates: ClassVar[frozenset[str]] = frozenset()  # sides, "source" and "target", whose rotation changes nothing
     wide: ClassVar[bool] = False  # takes `Samples` too, where there are fewer of them than source units
+    second_pass: ClassVar[bool] = False  # has a `polish`, and is evaluated on samples, where they are at hand
 
     def fit(self, evidence: Any) -> Any:
         """What is fitted on each fold's training part: a pytree, None where there is nothing to fit.
@@ -81,6 +82,16 @@ class Metric(abc.ABC):
             evidence: the `Moments` of all folds, or `Samples` for a metric that reads "samples".
         """
         del evidence
+
+    def polish(self, fitted: Any, samples: "Samples") -> Any:
+        """What is fitted, mended by a second pass over the samples, where they are at hand (`sp.align`).
+
+        Args:
+            fitted: from `fit` on moments.
+            samples: what the moments are of.
+        """
+        del samples
+        return fitted
 
     @abc.abstractmethod
     def evaluate(self, fitted: Any, evidence: Any) -> Score:

@@ -1,0 +1,138 @@
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from references import per_unit
+from scipy.spatial import procrustes
+from scipy.spatial.distance import pdist
+from scipy.stats import kendalltau
+from sklearn.cross_decomposition import CCA as SklearnCCA
+
+import superpos as sp
+from superpos.linalg import polar
+from superpos.metrics.geometry import kendall_tau
+
+
+@pytest.fixture(scope="module")
+def pair():
+    rng = np.random.default_rng(0)
+    latent = rng.normal(size=(400, 5))
+    x, y = (latent @ rng.normal(size=(5, 6)) + 0.5 * rng.normal(size=(400, 6)) for _ in range(2))
+    return x, y
+
+
+@pytest.fixture(scope="module")
+def whole(pair):
+    """Fitted and scored on the same samples, where the published quantities are defined."""
+    names = ("procrustes", "procrustes_angular", "procrustes_bures", "cca", "soft_match_distance")
+    with jax.enable_x64(True):
+        return sp.align(*pair, metrics=names, folds=None)
+
+
+def test_procrustes_is_scipys(pair, whole):
+    *_, disparity = procrustes(*pair)
+    np.testing.assert_allclose(1 - whole["procrustes"].mean ** 2, disparity, atol=1e-10)
+    np.testing.assert_allclose(np.cos(whole["procrustes_angular"].mean), whole["procrustes"].mean, atol=1e-10)
+
+
+def test_bures_distance_is_that_of_the_dual_covariances(pair, whole):
+    """Harvey et al. 2023: by matrix square roots of the n x n covariances, no rotation in sight."""
+    a, b = ((v - v.mean(axis=0)) / 20 for v in pair)  # over the square root of 400 samples
+    u, s, _ = np.linalg.svd(a, full_matrices=False)
+    root = (u * s) @ u.T
+    fidelity = np.sum(np.sqrt(np.maximum(np.linalg.eigvalsh(root @ b @ b.T @ root), 0)))
+    squared = np.sum(a**2) + np.sum(b**2) - 2 * fidelity
+    np.testing.assert_allclose(whole["procrustes_bures"].mean ** 2, squared, rtol=1e-5)
+
+
+def test_cca_predicts_as_scikit_learn(pair, whole):
+    model = SklearnCCA(n_components=5, scale=False, tol=1e-14, max_iter=100_000).fit(*pair)
+    wanted = per_unit(*model.transform(*pair))
+    np.testing.assert_allclose(whole["cca"].details["fitted_correlations"][0][:5], wanted, atol=1e-6)
+    np.testing.assert_allclose(whole["cca"].details["correlations"], whole["cca"].details["fitted_correlations"], atol=1e-10)
+
+
+def test_distances_obey_the_triangle_inequality(pair):
+    x, y = pair
+    third = np.random.default_rng(1).normal(size=(400, 6)) + x
+    for name in ("soft_match_distance", "procrustes_angular", "procrustes_bures"):
+        xy, yz, xz = (sp.align(a, b, metrics=name, folds=None)[name].mean for a, b in ((x, y), (y, third), (x, third)))
+        assert xz <= xy + yz
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 10**6), st.booleans())
+def test_polar_factor_is_the_best_isometry_and_has_a_gradient(seed, square):
+    rng = np.random.default_rng(seed)
+    shape = (5, 5) if square else (5, 3)
+    matrix, direction = rng.normal(size=(2, *shape))
+    with jax.enable_x64(True):
+        (isometry, _), (moved, _) = jax.jvp(polar, (jnp.asarray(matrix),), (jnp.asarray(direction),))
+        np.testing.assert_allclose(isometry.T @ isometry, np.eye(shape[1]), atol=1e-10)
+        numeric = (polar(matrix + 1e-6 * direction)[0] - polar(matrix - 1e-6 * direction)[0]) / 2e-6
+    np.testing.assert_allclose(moved, numeric, atol=1e-4 * (1 + np.abs(numeric).max()))
+
+
+def test_decompositions_side_by_side_end():
+    """Two batched decompositions on two cores wait for each other forever in jaxlib 0.10.2, if left to it."""
+    from superpos.linalg import eigh, svd
+
+    matrices = np.random.default_rng(0).normal(size=(64, 96, 96)).astype(np.float32)
+    both = jax.jit(lambda m: (jax.vmap(svd)(m)[1], jax.vmap(eigh)(m @ m.mT)[0]))
+    singular, values = both(matrices)
+    np.testing.assert_allclose(np.sort(singular**2), values, rtol=1e-3, atol=1e-2)
+
+
+def test_rsa_in_two_passes_is_rsa_through_matrices():
+    rng = np.random.default_rng(0)
+    latent = rng.normal(size=(900, 5))
+    x, y = (latent @ rng.normal(size=(5, n)) + rng.normal(size=(900, n)) + 3 for n in (12, 8))
+    x[7] = 2.0  # a stimulus without a pattern is left out
+    got = sp.align(x, y, metrics="rsa", folds=None)["rsa"]
+    kept = np.arange(900) != 7
+    wanted = np.corrcoef(pdist(x[kept], "correlation"), pdist(y[kept], "correlation"))[0, 1]
+    np.testing.assert_allclose(got.mean, wanted, atol=1e-5)
+    assert got.details["n_stimuli"][0] == 899
+
+
+def test_rsa_of_more_stimuli_than_a_matrix_could_hold():
+    """100,000 stimuli: their dissimilarities would take 40 GB. A subset of them estimates the same correlation."""
+    rng = np.random.default_rng(0)
+    latent = rng.normal(size=(100_000, 4)).astype(np.float32)
+    x, y = (latent @ rng.normal(size=(4, n)).astype(np.float32) for n in (16, 12))
+    started = time.perf_counter()
+    got = float(sp.align(x, y, metrics="rsa", folds=None)["rsa"].mean)
+    assert time.perf_counter() - started < 60  # not speed: it ends
+    some = slice(0, 3000)
+    wanted = np.corrcoef(pdist(x[some], "correlation"), pdist(y[some], "correlation"))[0, 1]
+    np.testing.assert_allclose(got, wanted, atol=0.02)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 10**6), st.integers(2, 40))
+def test_kendalls_tau_is_scipys_with_ties_and_gaps(seed, levels):
+    rng = np.random.default_rng(seed)
+    a, b = rng.integers(0, levels, (2, 60)).astype(np.float32)
+    there = rng.random(60) < 0.8
+    wanted = kendalltau(a[there], b[there])[0]
+    np.testing.assert_allclose(_tau(a, b, there), 0 if np.isnan(wanted) else wanted, atol=1e-6)
+
+
+_tau = jax.jit(kendall_tau)
+
+
+def test_neighbours_need_folds_of_more_samples():
+    with pytest.raises(ValueError, match="mutual_knn with k=10 needs folds of more samples, got at most 6"):
+        sp.align(*np.random.default_rng(0).normal(size=(2, 30, 4)), metrics="mutual_knn")
+
+
+def test_debiased_cka_does_not_grow_with_the_number_of_units():
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(2, 200, 150))
+    scores = sp.align(x, y, metrics=("cka", "debiased_cka"))
+    assert scores["cka"].mean > 0.7
+    assert abs(scores["debiased_cka"].mean) < 0.02
