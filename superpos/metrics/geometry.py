@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from superpos.linalg import eigh, matmul, polar, svd
-from superpos.metrics.base import Metric, Samples, Score, from_folds, from_units, safe_divide, safe_sqrt
+from superpos.metrics.base import Metric, Samples, Score, from_folds, from_units, positive_integer, safe_divide, safe_sqrt
 from superpos.moments import Moments, training
 
 _BOTH = frozenset({"source", "target"})
@@ -157,8 +157,9 @@ class CCA(Metric):
     Invariant to invertible linear maps of either side; svcca only to rotations and isotropic scaling, and pwcca on the source
     only to permuting units, flipping their signs and isotropic scaling, since its weights add up absolute values over units.
     Every pair counts alike in cca, however little variance it has: unless samples far outnumber units it measures noise,
-    which the held-out correlations show. Principal components whose variance is below units · eps of the largest are left
-    out.
+    which the held-out correlations show. NaN where the ranks of both sides add up to the number of training samples or more:
+    then some canonical correlations are 1 by necessity, and their directions arbitrary. Principal components whose variance
+    is below units · eps of the largest are left out.
 
     Attributes:
         n_components: pairs to average over, None for all.
@@ -166,7 +167,7 @@ class CCA(Metric):
         projection_weighted: weigh the pairs as pwcca does.
         name: its key in the result.
 
-    Details: `correlations`, `(folds, min(n_source, n_target))`, held out, NaN for pairs that are not there;
+    Details: `correlations`, `(folds, min(n_source, n_target, n_samples))`, held out, NaN for pairs that are not there;
     `fitted_correlations`, those of the training part; `weights`, α, summing to 1.
 
     Raises:
@@ -180,8 +181,8 @@ class CCA(Metric):
     reads: ClassVar[frozenset[str]] = frozenset({"xx", "xy", "yy"})
 
     def __post_init__(self):
-        if self.n_components is not None and self.n_components < 1:
-            raise ValueError(f"n_components must be at least 1, got {self.n_components}.")
+        if self.n_components is not None:
+            positive_integer("n_components", self.n_components)
         if not 0 < self.variance <= 1:
             raise ValueError(f"variance must be above 0 and at most 1, got {self.variance}.")
 
@@ -208,7 +209,7 @@ class CCA(Metric):
                 kept &= jnp.cumsum(values) - values < self.variance * jnp.sum(values)
             return jnp.where(kept, vectors / jnp.sqrt(jnp.where(kept, values, 1)), 0), jnp.sum(kept)
 
-        def solve(xx, xy, yy):
+        def solve(count, xx, xy, yy):
             (x, x_rank), (y, y_rank) = whiten(xx), whiten(yy)
             u, correlations, vt = svd(matmul(x.T, xy, y))
             a, b = matmul(x, u), matmul(y, vt.T)
@@ -218,9 +219,10 @@ class CCA(Metric):
             there = jnp.arange(correlations.size) < rank
             weights = jnp.sum(jnp.abs(matmul(xx, a)), axis=0) if self.projection_weighted else jnp.ones_like(correlations)
             weights = jnp.where(there, weights, 0)
-            return a, b, safe_divide(weights, jnp.sum(weights)), jnp.where(there, correlations, jnp.nan)
+            weights = jnp.where(x_rank + y_rank < count, safe_divide(weights, jnp.sum(weights)), jnp.nan)
+            return a, b, weights, jnp.where(there, correlations, jnp.nan)
 
-        return jax.vmap(solve)(part.x.scatter, part.xy, part.y.scatter)
+        return jax.vmap(solve)(part.count, part.x.scatter, part.xy, part.y.scatter)
 
     def evaluate(self, fitted: Any, evidence: Moments) -> Score:
         """The weighted mean of each held-out part's correlations."""
@@ -253,7 +255,8 @@ class RSA(Metric):
     - "spearman": Pearson correlation of ranks, ties averaged; "kendall": tau-b. Both hold the n (n - 1) / 2 pairs of a fold.
 
     Not invariant to adding a constant to a unit, nor to scaling single units; invariant to rotations that keep the mean over
-    units.
+    units. Units whose means differ by more than a hundred standard deviations make all patterns alike, and cost float32 its
+    digits: centre them, which changes what is measured, or enable x64. Ties are those of equal numbers, not of equal formulas.
 
     Attributes:
         kind: how matrices are compared.
@@ -400,16 +403,18 @@ def kendall_tau(a: Any, b: Any, there: Any) -> Any:
 class MutualKNN(Metric):
     """Mutual nearest neighbours: the share of a sample's k nearest neighbours that both sides agree on, in each held-out part.
 
-    Neighbours by cosine similarity of patterns over live units, a sample not being its own. Symmetric. Chance is k / (n - 1)
-    for folds of n samples. Invariant to rotation and isotropic scaling. Source: Huh et al. 2024, "The platonic representation
-    hypothesis".
+    Neighbours by cosine similarity of patterns over live units, a sample not being its own; samples whose pattern is zero on
+    either side, which has no direction, are left out of both. Symmetric. Chance is k / (n - 1) for folds of n samples without
+    ties; where many patterns are the same, as those of very sparse units are, it is higher: see `sp.stats.chance`. Invariant
+    to rotation and isotropic scaling, not to adding a constant to a unit; constants above a hundred standard deviations cost
+    float32 its digits. NaN for folds of at most k samples. Source: Huh et al. 2024, "The platonic representation hypothesis".
 
     Attributes:
         k: number of neighbours; below the number of samples in a fold.
         name: its key in the result.
 
     Raises:
-        ValueError: k below 1; at compile time, folds that are too small for k.
+        ValueError: k below 1, or no fold of more than k samples.
     """
 
     k: int = 10
@@ -418,8 +423,7 @@ class MutualKNN(Metric):
     symmetric: ClassVar[bool] = True
 
     def __post_init__(self):
-        if self.k < 1:
-            raise ValueError(f"k must be at least 1, got {self.k}.")
+        positive_integer("k", self.k)
 
     def evaluate(self, fitted: Any, evidence: Samples) -> Score:
         """The share of each held-out part."""
@@ -429,6 +433,7 @@ class MutualKNN(Metric):
 
         def one(fold):
             x, y, valid = evidence.held_out(fold)
+            valid &= jnp.any(x != 0, axis=1) & jnp.any(y != 0, axis=1)
             sides = [v / jnp.maximum(jnp.linalg.norm(v, axis=1, keepdims=True), jnp.finfo(v.dtype).tiny) for v in (x, y)]
 
             def of_row(i):

@@ -5,7 +5,7 @@ of many units is above chance in few samples; a permutation null (`sp.stats.chan
 """
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -49,6 +49,7 @@ class MeanCorrelation(Metric):
 
     signed: bool = False
     name: str = "mcc"
+    symmetric: ClassVar[bool] = True
 
     def evaluate(self, fitted: Any, evidence: Moments) -> Score:
         """The correlation of each matched pair."""

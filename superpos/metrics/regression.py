@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from superpos.linalg import eigh, matmul, nnls
-from superpos.metrics.base import Metric, Samples, Score, from_units, safe_divide, safe_sqrt
+from superpos.metrics.base import Metric, Samples, Score, from_units, positive_integer, safe_divide, safe_sqrt
 from superpos.moments import Moments, training
 
 
@@ -154,6 +154,9 @@ class OLS(Regression):
         name: its key in the result.
 
     Details: `r2`; `rank`, `(folds,)`.
+
+    Raises:
+        ValueError: an rcond outside [0, 1).
     """
 
     rcond: float | None = None
@@ -162,6 +165,10 @@ class OLS(Regression):
     reads: ClassVar[frozenset[str]] = frozenset({"xx", "xy"})
     second_pass: ClassVar[bool] = True
     rotates: ClassVar[frozenset[str]] = frozenset({"source"})
+
+    def __post_init__(self):
+        if self.rcond is not None and not 0 <= self.rcond < 1:
+            raise ValueError(f"rcond must be at least 0 and below 1, got {self.rcond}.")
 
     def fit(self, evidence: Moments) -> Linear:
         """Least squares on each fold's training part."""
@@ -245,8 +252,7 @@ class PLS(Regression):
     rotates: ClassVar[frozenset[str]] = frozenset({"source"})
 
     def __post_init__(self):
-        if self.n_components < 1:
-            raise ValueError(f"n_components must be at least 1, got {self.n_components}.")
+        positive_integer("n_components", self.n_components)
 
     def fit(self, evidence: Moments) -> Linear:
         """PLS on each fold's training part."""
