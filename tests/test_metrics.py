@@ -42,16 +42,13 @@ def plain(pair):
     return scored(*pair)
 
 
-def test_masks_are_removal(sides, fold_ids):
-    masks = [np.all([np.ptp(side[fold_ids == fold], axis=0) > 0 for fold in range(5)], axis=0) for side in sides]
-    assert [int(mask.sum()) for mask in masks] == [8, 6]
-    masked = sp.align(*sides, metrics=METRICS, folds=fold_ids)
-    removed = sp.align(*(side[:, mask] for side, mask in zip(sides, masks, strict=True)), metrics=METRICS, folds=fold_ids)
-    for name, score in masked.items():
-        np.testing.assert_allclose(score.folds, removed[name].folds, atol=2e-4, err_msg=name)
+def test_masked_units_have_no_score(sides, fold_ids):
+    """What they do to the other units' scores, nothing, test_agreement.py shows: its references leave them out."""
+    live = np.all([np.ptp(sides[1][fold_ids == fold], axis=0) > 0 for fold in range(5)], axis=0)
+    for name, score in sp.align(*sides, metrics=METRICS, folds=fold_ids).items():
         if score.units is not None:
-            np.testing.assert_allclose(np.asarray(score.units)[:, masks[1]], removed[name].units, atol=2e-4, err_msg=name)
-            assert np.isnan(np.asarray(score.units)[:, ~masks[1]]).all(), name
+            assert np.isnan(np.asarray(score.units)[:, ~live]).all(), name
+            assert name in ("permutation_match", "partial_soft_match", "mcc") or np.isfinite(score.units[:, live]).all(), name
 
 
 @settings(max_examples=8, deadline=None)

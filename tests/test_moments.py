@@ -150,13 +150,14 @@ def test_moments_vmap_and_jit(sides, fold_ids):
 def test_lengths_and_supports_are_the_float64_answer_however_they_are_fed(sides, fold_ids):
     """Batches, a merge and a pool of folds, each of which moves the centre that lengths are measured from."""
     x, y = (np.asarray(side, np.float64) + 3 for side in sides)
+    update = jax.jit(sp.moments.update)
     parts = [sp.moments.init(9, 7, 5, ("norms", "active")) for _ in range(2)]
     for start in range(0, 403, 50):
         chunk = slice(start, start + 50)
         i = start // 200 % 2
-        parts[i] = sp.moments.update(parts[i], x[chunk], y[chunk], fold_ids[chunk])
-    merged = sp.moments.merge(*parts)
-    training = sp.moments.training(merged)
+        parts[i] = update(parts[i], x[chunk], y[chunk], fold_ids[chunk])
+    merged = jax.jit(sp.moments.merge)(*parts)
+    training = jax.jit(sp.moments.training)(merged)
     for fold in range(5):
         for moments, rows in ((merged, fold_ids == fold), (training, fold_ids != fold)):
             a, b = (side[rows] - side[rows].mean(axis=0) for side in (x, y))
