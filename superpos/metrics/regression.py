@@ -65,25 +65,49 @@ class Regression(Metric):
         """
         if fitted.solver is None:
             return fitted
-        inside = (samples.fold_ids >= 0) & (samples.fold_ids < samples.n_folds)
+        n_samples, n_folds = len(samples.x), samples.n_folds
+        inside = (samples.fold_ids >= 0) & (samples.fold_ids < n_folds)
+        centre = jnp.sum(jnp.where(inside[:, None], samples.x, 0), axis=0) / jnp.maximum(jnp.sum(inside), 1)
+        # All folds' maps at once, a block of samples at a time.
+        data = blocks(samples.x, samples.y, jnp.where(inside, samples.fold_ids, -1))
+        folds = jnp.arange(n_folds)
 
-        def step(predictions, inputs):
-            fold, weights, solver = inputs
-            part = (inside & ((samples.fold_ids != fold) | (samples.n_folds == 1)))[:, None]
-            count = jnp.sum(part)
-            x_mean, y_mean = (jnp.sum(jnp.where(part, v, 0), axis=0) / count for v in (samples.x, samples.y))
-            x = jnp.where(part, samples.x - x_mean, 0)
-            rest = jnp.where(part, samples.y - y_mean - matmul(x, weights), 0)
-            rest = matmul(x.T, rest) - solver.penalty * weights
-            weights = weights + matmul(solver.basis, solver.inverse * matmul(solver.basis.T, rest))
-            rows, valid = samples.rows(fold)
-            own = matmul(samples.x[rows] - x_mean, weights) + y_mean
-            predictions = predictions.at[jnp.where(valid, rows, len(predictions))].set(own, mode="drop")
-            return predictions, (weights, y_mean - matmul(x_mean, weights))
+        def predict(x, weights, intercept):
+            """By every fold's map, `(folds, size, n_target)`."""
+            return jax.vmap(lambda w, b: matmul(x, w) + b)(weights, intercept)
 
-        folds = (jnp.arange(samples.n_folds), fitted.weights, fitted.solver)
-        predictions, (weights, intercept) = lax.scan(step, jnp.zeros_like(samples.y), folds)
-        return fitted._replace(weights=weights, intercept=intercept, predictions=predictions)
+        def residuals(sums, block):
+            x, y, ids = block
+            x = x - centre
+            part = ((ids >= 0) & ((ids != folds[:, None]) | (n_folds == 1))).astype(x.dtype)
+            rest = part[:, :, None] * (y - predict(x, fitted.weights, about))
+            new = jax.vmap(lambda r: matmul(x.T, r))(rest), jnp.sum(rest, axis=1), matmul(part, x), jnp.sum(part, axis=1)
+            return jax.tree.map(jnp.add, sums, new), None
+
+        about = fitted.intercept + matmul(centre, fitted.weights)
+        weights, (basis, inverse, penalty) = fitted.weights, fitted.solver
+        zeros = (
+            jnp.zeros_like(weights),
+            jnp.zeros_like(about),
+            jnp.zeros_like(weights[:, :, 0]),
+            jnp.zeros(n_folds, weights.dtype),
+        )
+        (cross, rest, x_sum, count), _ = lax.scan(residuals, zeros, data)
+        x_mean = x_sum / count[:, None]
+        cross = cross - x_mean[:, :, None] * rest[:, None, :] - penalty * weights
+        step = matmul(basis, inverse * matmul(basis.mT, cross))
+        weights = weights + step
+        about = about + rest / count[:, None] - jnp.einsum("fs,fst->ft", x_mean, step, precision=lax.Precision.HIGHEST)
+
+        def own(_, block):
+            x, _, ids = block
+            x, predicted = x - centre, jnp.zeros((len(ids), about.shape[1]), about.dtype)
+            for fold in range(n_folds):
+                predicted = jnp.where((ids == fold)[:, None], matmul(x, weights[fold]) + about[fold], predicted)
+            return None, predicted
+
+        predictions = lax.scan(own, None, data)[1].reshape(-1, about.shape[1])[:n_samples]
+        return fitted._replace(weights=weights, intercept=about - matmul(centre, weights), predictions=predictions)
 
     def evaluate(self, fitted: Linear, evidence: Moments | Samples) -> Score:
         """Scores the held-out part of each fold."""
@@ -121,15 +145,42 @@ def held_out_by_map(weights: Any, intercept: Any, fold: Any) -> tuple[_HeldOut, 
 
 
 def _held_out_by_predictions(predictions, samples):
-    def one(fold):
-        inside = (samples.fold_ids == fold)[:, None]
-        count = jnp.sum(inside, dtype=samples.y.dtype)
-        means = [jnp.sum(jnp.where(inside, v, 0), axis=0) / jnp.maximum(count, 1) for v in (predictions, samples.y)]
-        p, y = (jnp.where(inside, v - mean, 0) for v, mean in zip((predictions, samples.y), means, strict=True))
-        sums = _HeldOut(jnp.sum(p * y, axis=0), jnp.sum(p**2, axis=0), jnp.sum(y**2, axis=0), count)
-        return sums, means[1] - means[0]
+    inside = (samples.fold_ids >= 0) & (samples.fold_ids < samples.n_folds)
+    folds = jnp.arange(samples.n_folds)
 
-    return lax.map(one, jnp.arange(samples.n_folds))
+    def centred(values):
+        """About the mean of all samples, so that little cancels when each fold's own is taken out below."""
+        mean = jnp.sum(jnp.where(inside[:, None], values, 0), axis=0) / jnp.maximum(jnp.sum(inside), 1)
+        return mean, lambda block: block - mean
+
+    (p_mean, centre_p), (y_mean, centre_y) = centred(predictions), centred(samples.y)
+
+    def add(sums, block):
+        p, y, ids = block
+        p, y, here = centre_p(p), centre_y(y), (ids == folds[:, None]).astype(y.dtype)
+        new = [matmul(here, jnp.where((ids >= 0)[:, None], values, 0)) for values in (p, y, p * y, p**2, y**2)]
+        return [old + one for old, one in zip(sums, (*new, jnp.sum(here, axis=1)), strict=True)], None
+
+    zeros = [jnp.zeros((samples.n_folds, samples.y.shape[1]), samples.y.dtype)] * 5
+    data = blocks(predictions, samples.y, jnp.where(inside, samples.fold_ids, -1))
+    (p, y, py, pp, yy, count), _ = lax.scan(add, [*zeros, jnp.zeros(samples.n_folds, samples.y.dtype)], data)
+    n = jnp.maximum(count, 1)[:, None]
+    sums = _HeldOut(py - p * y / n, pp - p**2 / n, yy - y**2 / n, count)
+    return sums, y_mean - p_mean + (y - p) / n
+
+
+def blocks(*arrays: Any) -> tuple[Any, ...]:
+    """Arrays over samples in blocks of a size that caches hold, `(blocks, size, ...)`; padded with zeros, fold ids with -1."""
+    n_samples = len(arrays[0])
+    size = min(n_samples, 2048)
+    n_blocks = -(-n_samples // size)
+
+    def cut(values):
+        padding = [(0, n_blocks * size - n_samples)] + [(0, 0)] * (values.ndim - 1)
+        fill = -1 if values.ndim == 1 else 0
+        return jnp.pad(values, padding, constant_values=fill).reshape(n_blocks, size, *values.shape[1:])
+
+    return tuple(cut(values) for values in arrays)
 
 
 def linear(part: Moments, weights: Any, solver: Solver | None = None, **details: Any) -> Linear:
