@@ -26,7 +26,9 @@ class Linear(NamedTuple):
     Attributes:
         weights: `(folds, n_source, n_target)`, or None where only predictions are held.
         intercept: `(folds, n_target)`.
-        predictions: `(n_samples, n_target)`, each by the map of the fold that its sample is held out in, or None.
+        predictions: `(n_samples, n_target)`, each by the map of the fold that its sample is held out in, less that map's
+            `offset`, beside which strongly shrunk predictions would be lost to rounding; or None.
+        offset: `(folds, n_target)`, or None.
         details: what else there is to tell.
         solver: of the normal equations of each fold, where weights are held.
     """
@@ -36,6 +38,7 @@ class Linear(NamedTuple):
     predictions: Any
     details: dict[str, Any]
     solver: Any = None
+    offset: Any = None
 
 
 class Solver(NamedTuple):
@@ -103,16 +106,18 @@ class Regression(Metric):
             x, _, ids = block
             x, predicted = x - centre, jnp.zeros((len(ids), about.shape[1]), about.dtype)
             for fold in range(n_folds):
-                predicted = jnp.where((ids == fold)[:, None], matmul(x, weights[fold]) + about[fold], predicted)
+                predicted = jnp.where((ids == fold)[:, None], matmul(x, weights[fold]), predicted)
             return None, predicted
 
         predictions = lax.scan(own, None, data)[1].reshape(-1, about.shape[1])[:n_samples]
-        return fitted._replace(weights=weights, intercept=about - matmul(centre, weights), predictions=predictions)
+        intercept = about - matmul(centre, weights)
+        return fitted._replace(weights=weights, intercept=intercept, predictions=predictions, offset=about)
 
     def evaluate(self, fitted: Linear, evidence: Moments | Samples) -> Score:
         """Scores the held-out part of each fold."""
         if isinstance(evidence, Samples):
             held_out, shift = _held_out_by_predictions(fitted.predictions, evidence)
+            shift = shift - fitted.offset
             source, target = evidence.source, evidence.target
         else:
             held_out, shift = jax.vmap(held_out_by_map)(fitted.weights, fitted.intercept, evidence)
@@ -145,28 +150,29 @@ def held_out_by_map(weights: Any, intercept: Any, fold: Any) -> tuple[_HeldOut, 
 
 
 def _held_out_by_predictions(predictions, samples):
-    inside = (samples.fold_ids >= 0) & (samples.fold_ids < samples.n_folds)
     folds = jnp.arange(samples.n_folds)
+    data = blocks(predictions, samples.y, jnp.where(samples.fold_ids < samples.n_folds, samples.fold_ids, -1))
 
-    def centred(values):
-        """About the mean of all samples, so that little cancels when each fold's own is taken out below."""
-        mean = jnp.sum(jnp.where(inside[:, None], values, 0), axis=0) / jnp.maximum(jnp.sum(inside), 1)
-        return mean, lambda block: block - mean
+    def total(function, n_sums):
+        """Sums over each fold of `function(predictions, responses, one-hot folds)` of a block, `(folds, n_target)` each."""
 
-    (p_mean, centre_p), (y_mean, centre_y) = centred(predictions), centred(samples.y)
+        def add(sums, block):
+            p, y, ids = block
+            here = (ids == folds[:, None]).astype(y.dtype)
+            p, y = (jnp.where((ids >= 0)[:, None], values, 0) for values in (p, y))
+            return [old + matmul(here, new) for old, new in zip(sums, function(p, y, here), strict=True)], None
 
-    def add(sums, block):
-        p, y, ids = block
-        p, y, here = centre_p(p), centre_y(y), (ids == folds[:, None]).astype(y.dtype)
-        new = [matmul(here, jnp.where((ids >= 0)[:, None], values, 0)) for values in (p, y, p * y, p**2, y**2)]
-        return [old + one for old, one in zip(sums, (*new, jnp.sum(here, axis=1)), strict=True)], None
+        return lax.scan(add, [jnp.zeros((samples.n_folds, samples.y.shape[1]), samples.y.dtype)] * n_sums, data)[0]
 
-    zeros = [jnp.zeros((samples.n_folds, samples.y.shape[1]), samples.y.dtype)] * 5
-    data = blocks(predictions, samples.y, jnp.where(inside, samples.fold_ids, -1))
-    (p, y, py, pp, yy, count), _ = lax.scan(add, [*zeros, jnp.zeros(samples.n_folds, samples.y.dtype)], data)
-    n = jnp.maximum(count, 1)[:, None]
-    sums = _HeldOut(py - p * y / n, pp - p**2 / n, yy - y**2 / n, count)
-    return sums, y_mean - p_mean + (y - p) / n
+    # Two passes: one fold's predictions may be far smaller than the mean of all.
+    p, y, count = total(lambda p, y, _: (p, y, jnp.ones_like(y)), 3)
+    p_mean, y_mean = p / jnp.maximum(count, 1), y / jnp.maximum(count, 1)
+
+    def deviations(p, y, here):
+        p, y = p - matmul(here.T, p_mean), y - matmul(here.T, y_mean)
+        return p * y, p**2, y**2
+
+    return _HeldOut(*total(deviations, 3), count[:, 0]), y_mean - p_mean
 
 
 def blocks(*arrays: Any) -> tuple[Any, ...]:

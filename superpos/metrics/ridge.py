@@ -115,17 +115,17 @@ class Ridge(Regression):
             alpha = self._best(quality, samples.target)
             coefficients = _refined_dual(path, gram, alpha)
             rows, valid = samples.rows(fold)
-            own = matmul(gram.all[rows], coefficients) + gram.y_mean
+            own = matmul(gram.all[rows], coefficients)
             predictions = predictions.at[jnp.where(valid, rows, len(predictions))].set(own, mode="drop")
             weights = intercept = None
             if self.weights:
                 weights = gram.inverse_std[:, None] * matmul(gram.x.T, coefficients)
                 intercept = gram.y_mean - matmul(gram.x_mean, weights)
-            return predictions, (alpha, weights, intercept)
+            return predictions, (alpha, weights, intercept, gram.y_mean)
 
         folds = jnp.arange(n_folds), jnp.swapaxes(quality, 0, 1)
-        predictions, (alpha, weights, intercept) = lax.scan(fit, jnp.zeros_like(samples.y), folds)
-        return Linear(weights, intercept, predictions, {"alpha": alpha if self.per_target else alpha[:, 0]})
+        predictions, (alpha, weights, intercept, offset) = lax.scan(fit, jnp.zeros_like(samples.y), folds)
+        return Linear(weights, intercept, predictions, {"alpha": alpha if self.per_target else alpha[:, 0]}, offset=offset)
 
     def _inner(self, n_folds):
         return self.selection == "folds" and n_folds > 2
