@@ -123,9 +123,8 @@ class Regression(Metric):
             held_out, shift = jax.vmap(held_out_by_map)(fitted.weights, fitted.intercept, evidence)
             source, target = evidence.live()
         r = safe_divide(held_out.cross, safe_sqrt(held_out.variance) * jnp.sqrt(held_out.squares))
-        error = held_out.squares - 2 * held_out.cross + held_out.variance + held_out.count[:, None] * shift**2
         live = target & jnp.any(source)
-        r2 = jnp.where(live, 1 - safe_divide(error, held_out.squares), jnp.nan)
+        r2 = jnp.where(live, held_out.r2(shift), jnp.nan)
         details = {"r2": r2, **fitted.details}
         if self.weights:
             details |= {"weights": fitted.weights, "intercept": fitted.intercept}
@@ -139,6 +138,11 @@ class _HeldOut(NamedTuple):
     variance: Any
     squares: Any
     count: Any
+
+    def r2(self, shift: Any) -> Any:
+        """1 - error / variance of each target unit, given the mean error."""
+        error = self.squares - 2 * self.cross + self.variance + self.count[..., None] * shift**2
+        return 1 - safe_divide(error, self.squares)
 
 
 def held_out_by_map(weights: Any, intercept: Any, fold: Any) -> tuple[_HeldOut, Any]:

@@ -223,8 +223,7 @@ def _inner_r2(alpha, path, fitted_on, sides):
 
     def r2(fold):
         held_out, shift = held_out_by_map(coefficients, intercept, fold)
-        error = held_out.squares - 2 * held_out.cross + held_out.variance + held_out.count * shift**2
-        return 1 - safe_divide(error, held_out.squares)
+        return held_out.r2(shift)
 
     return [r2(fold) for fold in sides]
 
