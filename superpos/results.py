@@ -145,7 +145,12 @@ class Run:
         if jax.process_count() > 1:  # only the process that keeps the run writes: it waits for no other
             me = jax.process_index()
             options = ocp.options.MultiprocessingOptions(primary_host=me, active_processes={me}, barrier_sync_key_prefix="run")
-        return ocp.Checkpointer(ocp.CompositeCheckpointHandler(), multiprocessing_options=options)
+        handler = ocp.CompositeCheckpointHandler(
+            composite_options=ocp.CompositeOptions(multiprocessing_options=options),
+            tree=ocp.StandardCheckpointHandler(multiprocessing_options=options),
+            seal=ocp.JsonCheckpointHandler(multiprocessing_options=options),
+        )
+        return ocp.Checkpointer(handler, multiprocessing_options=options)
 
     @property
     def _config_file(self):

@@ -1,3 +1,4 @@
+import functools
 import json
 import os
 import subprocess
@@ -225,7 +226,7 @@ def test_swapped_axes_are_suggested(activations, tmp_path):
 
 
 def test_importing_the_library_is_light():
-    heavy = ("flax", "orbax", "matplotlib", "tensorstore", "scipy.stats", "tqdm")
+    heavy = ("flax", "orbax", "matplotlib", "tensorstore", "scipy.stats", "tqdm", "xarray", "pandas")
     code = f"import superpos, sys; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

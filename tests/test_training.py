@@ -68,17 +68,22 @@ def test_numeric_settings_vmap():
 
 
 def test_progress_is_reported_once_a_loop_not_once_a_seed():
-    seen = []
+    seen, lengths = [], []
     keys = jax.random.split(jax.random.key(0), 3)
 
     def run(key):
-        return sp.fit(
-            TOY, key, FEATURES.sample, data_key=jax.random.key(1), steps=25, batch_size=8, report=seen.append, report_every=10
-        )
+        return sp.fit(TOY, key, FEATURES.sample, data_key=jax.random.key(1), steps=250, batch_size=8)
 
-    jax.block_until_ready(jax.jit(jax.vmap(run))(keys))
+    def listener(steps):
+        lengths.append(steps)
+        return lambda done: seen.append(int(done))
+
+    with sp.training.listen(listener):
+        mapped = jax.jit(jax.vmap(run)).lower(keys).compile()
+    jax.block_until_ready(mapped(keys))
     jax.effects_barrier()
-    assert sorted(int(step) for step in seen) == [10, 20, 25]
+    assert lengths == [250]
+    assert sorted(seen) == list(range(2, 251, 2))
 
 
 def test_starts_from_given_parameters():

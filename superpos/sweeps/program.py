@@ -51,15 +51,15 @@ class Program:
         out_specs = [_spec(branch.split_outputs) for branch in self.branches]
         self.shardings = [jax.tree.map(self._sharding, spec, is_leaf=_is_spec) for spec in specs]
         whole = self._sharding(PartitionSpec())
-        self.shared = jax.device_put(shared, whole)
+        self.shared = _place(shared, jax.tree.map(lambda _: whole, shared))
         # What is passed for the branches that do not run.
         self.idle = [
-            jax.device_put(jax.tree.map(lambda struct: np.zeros(struct.shape, struct.dtype), branch.inputs), sharding)
+            _place(jax.tree.map(lambda struct: np.zeros(struct.shape, struct.dtype), branch.inputs), sharding)
             for branch, sharding in zip(self.branches, self.shardings, strict=True)
         ]
         bar.loops.clear()
 
-        def body(which, inputs, shared):
+        def sweep(which, inputs, shared):
             blank = [self._local_zeros(branch) for branch in self.branches]
 
             def choice(i):
@@ -74,7 +74,7 @@ class Program:
             return choices[0]() if len(choices) == 1 else lax.switch(which, choices)
 
         mapped = jax.shard_map(
-            body, mesh=self.mesh, in_specs=(PartitionSpec(), specs, PartitionSpec()), out_specs=out_specs, check_vma=False
+            sweep, mesh=self.mesh, in_specs=(PartitionSpec(), specs, PartitionSpec()), out_specs=out_specs, check_vma=False
         )
         self.compiled = jax.jit(mapped).lower(jnp.int32(0), self.idle, self.shared).compile()
 
@@ -91,7 +91,7 @@ class Program:
     def __call__(self, which: int, inputs: Tree) -> Tree:
         """Runs one branch: NumPy arrays in and out, on every process."""
         arguments = list(self.idle)
-        arguments[which] = jax.device_put(inputs, self.shardings[which])
+        arguments[which] = _place(inputs, self.shardings[which])
         self.bar.start(which)
         outputs = self.compiled(jnp.int32(which), arguments, self.shared)[which]
         outputs = jax.block_until_ready(outputs)
@@ -100,7 +100,7 @@ class Program:
             return jax.device_get(outputs)
         from jax.experimental import multihost_utils
 
-        return multihost_utils.process_allgather(outputs, tiled=True)
+        return jax.tree.map(lambda leaf: multihost_utils.process_allgather(leaf, tiled=True), outputs)
 
     def _sharding(self, spec):
         return NamedSharding(self.mesh, spec)
@@ -188,6 +188,15 @@ def free_memory(devices: Sequence[jax.Device]) -> int:
     import psutil
 
     return psutil.virtual_memory().available // 2
+
+
+def _place(tree, shardings):
+    """Host arrays on the devices, which may belong to several processes; `shardings` is a prefix of the tree."""
+
+    def put(sharding, part):
+        return jax.tree.map(lambda leaf: jax.make_array_from_callback(leaf.shape, sharding, lambda at: leaf[at]), part)
+
+    return jax.tree.map(put, shardings, tree)
 
 
 def _spec(axis):

@@ -316,12 +316,15 @@ class Study:
         """Gives all processes what the first one has."""
         from jax.experimental import multihost_utils
 
+        def share(array):  # one by one: collectives of one program may meet in another order on another process
+            return multihost_utils.broadcast_one_to_all(array.astype(np.int32) if array.dtype == bool else array).astype(
+                array.dtype
+            )
+
         for stage in self.stages.values():
-            stage.done = [
-                done.astype(bool) for done in multihost_utils.broadcast_one_to_all([d.astype(np.int32) for d in stage.done])
-            ]
+            stage.done = [share(done) for done in stage.done]
             if any(done.any() for done in stage.done):
-                stage.trees = multihost_utils.broadcast_one_to_all(stage.trees)
+                stage.trees = jax.tree.map(share, stage.trees)
 
 
 def _blocks(done: np.ndarray, size: Sequence[int]) -> Iterator[tuple[tuple[int, int], ...]]:
