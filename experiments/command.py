@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 from tabulate import tabulate
@@ -67,16 +68,21 @@ def main(
         if not jax.config.jax_compilation_cache_dir:
             jax.config.update("jax_compilation_cache_dir", str(Path.home() / ".cache" / "superpos"))
         if distributed.value:
-            jax.distributed.initialize()
+            try:
+                jax.distributed.initialize()
+            except (ValueError, RuntimeError) as error:
+                _fail(f"--distributed found no cluster (Slurm, MPI, a TPU pod): {error}")
         try:
             config = flags.FLAGS.config
             if not 0 <= config.seed < 2**32:
                 _fail(f"config.seed must be between 0 and {2**32 - 1}, got {config.seed}.")
             inputs = {field: data.fingerprint(config[field]) for field in files if config[field]}
             keeps = jax.process_index() == 0
-            run = Run(workdir.value, name, {**config.to_dict(), **({"sha256": inputs} if inputs else {})}, keeps=keeps)
+            described = {**config.to_dict(), **({"sha256": inputs} if inputs else {})}
+            described.pop("chunk", None)  # how it is computed, not what: a run may go on with another
+            run = Run(workdir.value, name, described, keeps=keeps)
             results = run.finished()
-            if results is None:
+            if not _first_says(results is not None):
                 results = compute(config, run)
             elif keeps:
                 print(f"{run.path} holds this run's results already; name another --workdir to compute them anew.")
@@ -94,6 +100,15 @@ def main(
 
     logging.set_verbosity(logging.WARNING)  # absl would print what JAX says of backends that it did not find
     app.run(start, flags_parser=parse)
+
+
+def _first_says(value):
+    """What the first of all processes has for a truth value."""
+    if jax.process_count() == 1:
+        return value
+    from jax.experimental import multihost_utils
+
+    return bool(multihost_utils.broadcast_one_to_all(np.int32(value)))
 
 
 def _fields(config):

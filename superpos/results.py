@@ -5,6 +5,7 @@ import json
 import math
 import os
 import platform
+import shutil
 import subprocess
 from importlib import metadata
 from pathlib import Path
@@ -93,6 +94,8 @@ class Run:
                 parts = ocp.args.Composite(tree=ocp.args.StandardSave(tree), seal=ocp.args.JsonSave(seal))
                 checkpointer.save(self._checkpoint(name), parts, force=True)
         except Exception as error:  # of the operating system, or of a library below that has its own
+            for part in self._checkpoint("").glob(f"{name}.*"):
+                shutil.rmtree(part, ignore_errors=True)
             reason = "the disk is full" if "No space left" in str(error) else str(error).strip().splitlines()[0]
             raise OSError(
                 f"Checkpoint {name} could not be saved in {self.path} ({reason}); what was saved before is kept, and the same "
