@@ -91,7 +91,7 @@ def test_scores_are_those_of_align_on_the_same_samples(study):
     ids = np.repeat([i % 5 for i in batches], 100)
     codes = []
     for seed in range(3):
-        state = jax.tree.map(lambda leaf, seed=seed: leaf[seed], states)
+        state = jax.tree.map(lambda leaf, seed=seed: jnp.asarray(leaf[seed]), states)
         codes.append(toy.sae(4).encode(state["sae"], toy.toy(4).encode(state["toy"], z)))
     pairs = [(a, b) for a in range(3) for b in range(3) if a != b]
     scores = [sp.align(codes[a], codes[b], metrics=("semi_match", "soft_match"), folds=ids) for a, b in pairs]
