@@ -13,13 +13,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax import lax
 from ml_collections import ConfigDict
 
 import superpos as sp
 from experiments import COMPARISONS, command
-from superpos import data, plotting, sweeps
+from superpos import data as readers
+from superpos import plotting
 from superpos.results import Run
+
+SIDES = ("source", "target")
+SAES = ("sae", "random_sae")
 
 
 def get_config() -> ConfigDict:
@@ -59,7 +62,7 @@ def read(config: ConfigDict) -> dict[str, Any]:
         ValueError: files that are missing or no arrays, or files and settings that do not fit each other.
     """
     sides, groups = {}, None
-    for side in ("source", "target"):
+    for side in SIDES:
         if not config[side]:
             raise ValueError(f"config.{side} names no file: pass --config.{side}=activations.npy.")
         sides[side], side_groups = _read_one(config, side, config[side])
@@ -101,7 +104,7 @@ def read(config: ConfigDict) -> dict[str, Any]:
 def _read_one(config, side, path):
     axes = [name.strip() for name in config[f"{side}_axes"].split(",")] if config[f"{side}_axes"] else None
     try:
-        array, groups = data.flatten(data.load(path), axes)
+        array, groups = readers.flatten(readers.load(path), axes)
     except (ValueError, OSError) as error:
         raise ValueError(f"config.{side}: {error}") from error
     array = array.astype(np.float32)
@@ -110,115 +113,130 @@ def _read_one(config, side, path):
     return array, groups
 
 
-def train(sae: sp.sae.TopK, samples: jax.Array, keys: jax.Array, config: ConfigDict, report=None) -> dict[str, Any]:
-    """SAEs on one side, a leading axis of seeds: before (`random_sae`) and after (`sae`) training."""
-    optimizer = optax.adamw(config.sae.learning_rate, weight_decay=config.sae.weight_decay)
+def scaling(training: np.ndarray) -> dict[str, np.ndarray]:
+    """What is taken from the activations of a side, and what they are divided by, before an SAE sees them.
 
-    def one(key):
-        init_key, key = jax.random.split(key)
+    One scale for all units, so that learning rate and loss mean the same whatever the activations' units are.
+    """
+    return {"center": training.mean(axis=0), "scale": np.float32(max(float(training.std(axis=0).mean()), 1e-12))}
+
+
+class Study:
+    """The pure functions: `train` the SAE of one side, `compare` two representations."""
+
+    def __init__(self, config: ConfigDict, n_units: dict[str, int]):
+        self.config = config
+        self.metrics = sp.metrics.resolve(config.metrics)
+        settings = config.sae
+        self.saes = {
+            side: sp.sae.TopK(units, settings.expansion * units, settings.k, settings.aux_weight)
+            for side, units in n_units.items()
+        }
+
+    def train(self, key, data, side):
+        """One SAE before (`random_sae`) and after (`sae`) training, and the `explained` variance of the scored samples."""
+        sae, settings = self.saes[side], self.config.sae
+        samples, held_out = (_scaled(data[part][side], data["scaling"][side]) for part in ("training", "scored"))
+        init_key, key = jax.random.split(jax.random.fold_in(key, side == "target"))
         start = sae.init(init_key)
         params, _ = sp.fit(
             sae,
             key,
             lambda key, n: samples[jax.random.randint(key, (n,), 0, samples.shape[0])],
             params=start,
-            steps=config.sae.steps,
-            batch_size=config.sae.batch_size,
-            optimizer=optimizer,
-            report=report,
+            steps=settings.steps,
+            batch_size=settings.batch_size,
+            optimizer=optax.adamw(settings.learning_rate, weight_decay=settings.weight_decay),
         )
-        return {"sae": params, "random_sae": start}
+        error = held_out - sae.decode(params, sae.encode(params, held_out))
+        unexplained = jnp.mean(error**2) / jnp.mean((held_out - held_out.mean(axis=0)) ** 2)
+        return {"sae": params, "random_sae": start, "explained": 1 - unexplained}
 
-    return jax.vmap(one)(keys)
-
-
-def disentangle(
-    side: str, config: ConfigDict, training: np.ndarray, scored: np.ndarray, run: Run, report=None
-) -> tuple[dict[str, jax.Array], np.ndarray]:
-    """Representations of the scored samples, `(seeds, samples, units)` each, and the variance that each SAE explains there.
-
-    SAEs that an earlier run with this configuration trained are used again.
-    """
-    sae = _sae(config, scored.shape[1])
-    # One scale for all units, so that learning rate and loss mean the same whatever the activations' units are.
-    center, scale = training.mean(axis=0), max(float(training.std(axis=0).mean()), 1e-12)
-    inputs = jnp.asarray((training - center) / scale)
-    held_out = jnp.asarray((scored - center) / scale)
-    keys = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), side == "target"), config.n_seeds)
-    fit = jax.jit(lambda inputs, keys: train(sae, inputs, keys, config, report))
-    trained = run.load(f"{side}_saes", jax.eval_shape(fit, inputs, keys))
-    if trained is None:
-        trained = jax.block_until_ready(fit(inputs, keys))
-        run.save(f"{side}_saes", trained)
-    encode = jax.jit(jax.vmap(sae.encode, (0, None)))
-    codes = {name: encode(params, held_out) for name, params in trained.items()}
-    error = held_out - jax.vmap(sae.decode)(trained["sae"], codes["sae"])
-    unexplained = jnp.mean(error**2, axis=(1, 2)) / jnp.mean((held_out - held_out.mean(axis=0)) ** 2)
-    return {"neuron": jnp.asarray(scored)[None], **codes}, 1 - np.asarray(unexplained)
+    def compare(self, which, data, kind):
+        """Mean score of every metric for sides of a kind; `which` picks the SAEs: kind of source, of target, and seed."""
+        sides = []
+        for i, (side, what) in enumerate(zip(SIDES, kind.split("->"), strict=True)):
+            units = data["scored"][side]
+            if what == "latent":
+                params = jax.tree.map(lambda leaf, i=i: leaf[which[i], which[2]], data["saes"][side])
+                units = self.saes[side].encode(params, _scaled(units, data["scaling"][side]))
+            sides.append(units)
+        scores = sp.align(*sides, metrics=self.metrics, folds=data["fold_ids"], n_folds=self.config.n_folds)
+        return {name: score.mean for name, score in scores.items()}
 
 
-def _sae(config, n_units):
-    return sp.sae.TopK(n_units, config.sae.expansion * n_units, config.sae.k, config.sae.aux_weight)
+def _scaled(samples, scaling):
+    return (samples - scaling["center"]) / scaling["scale"]
 
 
 def compute(config: ConfigDict, run: Run) -> dict[str, Any]:
     """Trains the SAEs, scores all comparisons, and tabulates them."""
-    metrics = sp.metrics.resolve(config.metrics)
     if config.n_seeds < 1:
         raise ValueError(f"config.n_seeds must be at least 1, got {config.n_seeds}.")
+    sp.metrics.resolve(config.metrics)
     loaded = read(config)
     scored = loaded["scored"]
     # What can fail fails here, before anything is trained: too few groups for the folds, dead sides, a k that does not fit.
     fold_key = jax.random.key(config.seed)
     fold_ids, _ = sp.assign_folds(len(loaded["groups"]), config.n_folds, key=fold_key, groups=loaded["groups"])
     sp.align(scored["source"], scored["target"], metrics="semi_match", folds=fold_ids)
-    for array in scored.values():
-        _sae(config, array.shape[1])
+    study = Study(config, {side: scored[side].shape[1] for side in SIDES})
+    data = {
+        "training": loaded["training"],
+        "scored": scored,
+        "scaling": {side: scaling(loaded["training"][side]) for side in SIDES},
+    }
     run.claim()
 
     started = time.perf_counter()
-    units, explained = {}, []
-    with sweeps.progress(2 * config.sae.steps, "training SAEs") as reporter:
-        for side in scored:
-            units[side], variance = disentangle(side, config, loaded["training"][side], scored[side], run, reporter())
-            explained.append({"side": side, **sp.stats.over_seeds(variance)})
+    keys = jax.random.split(jax.random.key(config.seed), config.n_seeds)
+    trained = sp.sweep(study.train, {"side": SIDES}, keys, data_key=data, workdir=run.path / "saes")
     trained_at = time.perf_counter()
-
+    saes = {side: trained.load(side=side) for side in SIDES}
+    explained = [{"side": side, **sp.stats.over_seeds(saes[side]["explained"])} for side in SIDES]
+    data = {
+        "scored": scored,
+        "scaling": data["scaling"],
+        "fold_ids": fold_ids,
+        "saes": {side: jax.tree.map(lambda *leaves: np.stack(leaves), *(saes[side][name] for name in SAES)) for side in SIDES},
+    }
     rows = []
-    with sweeps.progress(len(COMPARISONS), "scoring") as reporter:
-        report = reporter()
-        for done, comparison in enumerate(COMPARISONS, 1):
-            source, target = (units[side][name] for side, name in zip(units, comparison.split("->"), strict=True))
-            rows += _score(source, target, metrics, fold_ids, config.n_folds, comparison)
-            report(done)
-    rows.sort(key=lambda row: [metric.name for metric in metrics].index(row["metric"]))
+    # Trained and untrained SAEs are alike to the compiler: one program a kind. Two comparisons at once, to spare memory.
+    for kind in ("neuron->neuron", "latent->neuron", "latent->latent"):
+        comparisons = [name for name in COMPARISONS if _kind(name) == kind]
+        seeds = range(config.n_seeds if "latent" in kind else 1)
+        which = np.array([[*(_index(end) for end in name.split("->")), seed] for name in comparisons for seed in seeds])
+        workdir = run.path / "scores" / kind.replace("->", "_")
+        found = sp.sweep(study.compare, {"kind": [kind]}, which, data_key=data, chunk=1, workdir=workdir)
+        rows += _rows(found.load(), comparisons, len(seeds))
+    names = [metric.name for metric in study.metrics]
+    rows.sort(key=lambda row: (names.index(row["metric"]), COMPARISONS.index(row["comparison"])))
     seconds = {"training": trained_at - started, "scoring": time.perf_counter() - trained_at}
     return run.finish(rows, seconds, variance_explained=explained, n_scored=len(loaded["groups"]))
 
 
-def _score(source, target, metrics, fold_ids, n_folds, comparison):
-    """Rows of one comparison: a score for each seed of the SAEs, one only where no SAE takes part."""
-    n_seeds = max(len(source), len(target))
+def _kind(comparison):
+    return comparison.replace("random_sae", "latent").replace("sae", "latent")
 
-    def one(seed):
-        x, y = (side[jnp.minimum(seed, len(side) - 1)] for side in (source, target))
-        scores = sp.align(x, y, metrics=metrics, folds=fold_ids, n_folds=n_folds)
-        return {name: score.mean for name, score in scores.items()}
 
-    scores = jax.jit(lambda: lax.map(one, jnp.arange(n_seeds)))()
+def _index(units):
+    return SAES.index(units) if units in SAES else 0
+
+
+def _rows(scores, comparisons, n_seeds):
     rows = []
-    for metric in metrics:
-        values = np.asarray(scores[metric.name], np.float64)
-        if not np.isfinite(values).all():
-            raise ValueError(f"{comparison} has no live unit on one side: every unit is constant in some fold.")
-        rows.append({"metric": metric.name, "comparison": comparison, **sp.stats.over_seeds(values), "n_pairs": n_seeds})
+    for metric, values in scores.items():
+        for comparison, of_seeds in zip(comparisons, values.reshape(len(comparisons), n_seeds), strict=True):
+            if not np.isfinite(of_seeds).all():
+                raise ValueError(f"{comparison} has no live unit on one side: every unit is constant in some fold.")
+            rows.append({"metric": metric, "comparison": comparison, **sp.stats.over_seeds(of_seeds), "n_pairs": n_seeds})
     return rows
 
 
 def draw(results: dict[str, Any], run: Run) -> None:
     """The figure: a panel a metric, a bar a comparison."""
     config = run.config
-    title = " → ".join(Path(config[side]).name for side in ("source", "target"))
+    title = " → ".join(Path(config[side]).name for side in SIDES)
     plotting.alignment_bars(results["rows"], title, run.figure)
 
 

@@ -21,10 +21,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
+from tqdm import tqdm
 
 import superpos as sp
 from experiments import command
-from superpos import plotting, sweeps, transport
+from superpos import plotting, transport
 from superpos.results import Run
 
 ALPHAS = np.logspace(-8, 8, 17)  # those of sp.metrics.Ridge
@@ -88,15 +89,14 @@ def compute(config: ConfigDict, run: Run) -> dict[str, Any]:
     rows: list[dict[str, Any]] = []
     # XLA's own: one for each core that this process may use.
     threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    with sweeps.progress(sum(len(work.alternatives) for work in works), "benchmark") as reporter:
-        report = reporter()
+    with tqdm(total=sum(len(work.alternatives) for work in works), desc="benchmark", disable=None) as bar:
         for work in works:
             _, (first,) = clock(work.ours, 1)
             scores, ours = clock(work.ours, config.repeats)
             for other in work.alternatives:
                 timed = _beside(other, scores, ours, threads)
                 rows.append({"work": work.name, **timed, "compile_s": max(first - min(ours), 0), "note": other.note})
-                report(len(rows))
+                bar.update()
     seconds = {"data": made - started, "timing": time.perf_counter() - made}
     return run.finish(rows, seconds, threads=threads)
 

@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -34,7 +35,11 @@ def main(
     """
     if {"--help", "-h", "-help"} & set(sys.argv[1:]):
         print(sys.modules["__main__"].__doc__)
-        for field in (*(f"config.{field}={value!r}" for field, value in _fields(config)), f"workdir=results/{name}"):
+        for field in (
+            *(f"config.{field}={value!r}" for field, value in _fields(config)),
+            f"workdir=results/{name}",
+            "distributed=False",
+        ):
             print(f"  --{field}")
         return
     try:
@@ -45,6 +50,7 @@ def main(
     except (TypeError, ValueError) as error:
         _fail(error)
     workdir = flags.DEFINE_string("workdir", f"results/{name}", "Folder for config.json, results.json and figure.png.")
+    distributed = flags.DEFINE_boolean("distributed", False, "Several processes share the work: jax.distributed.initialize().")
 
     def parse(argv):
         try:
@@ -55,19 +61,27 @@ def main(
     def start(argv):
         if len(argv) > 1:
             _fail(f"unexpected argument {argv[1]!r}: settings are given as --config.<field>=<value>.")
-        # One device a core: see superpos.sweeps.map_seeds. Where there is an accelerator it is used instead.
+        # One device a core, since XLA's threads share the work of one small operation badly: two devices train 1.4 to 2 times
+        # faster on two cores. Where there is an accelerator it is used instead.
         jax.config.update("jax_num_cpu_devices", os.cpu_count() or 1)
+        if not jax.config.jax_compilation_cache_dir:
+            jax.config.update("jax_compilation_cache_dir", str(Path.home() / ".cache" / "superpos"))
+        if distributed.value:
+            jax.distributed.initialize()
         try:
             config = flags.FLAGS.config
             if not 0 <= config.seed < 2**32:
                 _fail(f"config.seed must be between 0 and {2**32 - 1}, got {config.seed}.")
             inputs = {field: data.fingerprint(config[field]) for field in files if config[field]}
-            run = Run(workdir.value, name, {**config.to_dict(), **({"sha256": inputs} if inputs else {})})
+            keeps = jax.process_index() == 0
+            run = Run(workdir.value, name, {**config.to_dict(), **({"sha256": inputs} if inputs else {})}, keeps=keeps)
             results = run.finished()
             if results is None:
                 results = compute(config, run)
-            else:
+            elif keeps:
                 print(f"{run.path} holds this run's results already; name another --workdir to compute them anew.")
+            if not keeps:
+                return
             draw(results, run)
         except (ValueError, OSError) as error:
             _fail(error)

@@ -1,10 +1,11 @@
 """Superposition and representational alignment, as pure JAX functions.
 
-See `align` to compare two representations, `fit` to train toy models and sparse autoencoders.
+See `align` to compare two representations, `fit` to train a toy model or a sparse autoencoder, `sweep` to do both many times.
 """
 
-from superpos import alignment, features, linalg, metrics, moments, reliability, sae, stats, toy, training, transport
+from superpos import alignment, features, linalg, metrics, moments, reliability, sae, stats, sweeps, toy, training, transport
 from superpos.alignment import align, assign_folds, reads, score
+from superpos.sweeps import sweep
 from superpos.training import fit
 
 __all__ = [
@@ -21,6 +22,8 @@ __all__ = [
     "sae",
     "score",
     "stats",
+    "sweep",
+    "sweeps",
     "toy",
     "training",
     "transport",

@@ -1,5 +1,6 @@
 """A run's folder: `config.json`, `results.json`, `figure.png` and checkpoints."""
 
+import hashlib
 import json
 import math
 import os
@@ -9,6 +10,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 
 class Run:
     """A folder for one experiment with one configuration; nothing is written before `claim`.
@@ -17,13 +20,14 @@ class Run:
         workdir: made if it does not exist.
         experiment: name of the experiment.
         config: its configuration, JSON-serialisable.
+        keeps: whether this process writes; of several processes with one run only the first should.
 
     Raises:
         ValueError: the folder holds another experiment or configuration, or is not this class's.
     """
 
-    def __init__(self, workdir: str | os.PathLike, experiment: str, config: dict[str, Any]):
-        self.path = Path(workdir)
+    def __init__(self, workdir: str | os.PathLike, experiment: str, config: dict[str, Any], *, keeps: bool = True):
+        self.path, self.keeps = Path(workdir), keeps
         self.config = json.loads(json.dumps(config))
         self.experiment = experiment
         if self.path.exists() and not self.path.is_dir():
@@ -31,7 +35,7 @@ class Run:
         if self._config_file.exists():
             self._check_config()
         elif self.path.exists() and any(self.path.iterdir()):
-            raise ValueError(f"workdir {self.path} is neither empty nor a run's folder: name another --workdir.")
+            raise ValueError(f"workdir {self.path} is neither empty nor a run's folder: name another workdir.")
 
     @property
     def figure(self) -> Path:
@@ -45,6 +49,8 @@ class Run:
             ValueError: another run has claimed it meanwhile.
             OSError: it cannot be written to.
         """
+        if not self.keeps:
+            return
         self.path.mkdir(parents=True, exist_ok=True)
         if not self._config_file.exists():
             _write_json(self._config_file, self._described())
@@ -64,26 +70,82 @@ class Run:
             "seconds": {name: round(value, 2) for name, value in seconds.items()},
             "environment": environment(),
         }
+        if not self.keeps:
+            return results
         self.claim()
         _write_json(self.path / "results.json", results)
         return read_json(self.path / "results.json")
 
     def save(self, name: str, tree: Any) -> None:
-        """Saves a pytree of arrays as a checkpoint of this run."""
+        """Saves a pytree of arrays as a checkpoint of this run, whole or not at all.
+
+        Raises:
+            OSError: it could not be written: a full disk, for example.
+        """
+        import jax
         import orbax.checkpoint as ocp
 
         self.claim()
-        with ocp.StandardCheckpointer() as checkpointer:
-            checkpointer.save(self._checkpoint(name), tree, force=True)
+        tree = jax.tree.map(np.asarray, tree)
+        seal = {"run": self._described(), "name": name, "sha256": _digest(tree)}
+        try:
+            with self._checkpointer() as checkpointer:
+                parts = ocp.args.Composite(tree=ocp.args.StandardSave(tree), seal=ocp.args.JsonSave(seal))
+                checkpointer.save(self._checkpoint(name), parts, force=True)
+        except Exception as error:  # of the operating system, or of a library below that has its own
+            reason = "the disk is full" if "No space left" in str(error) else str(error).strip().splitlines()[0]
+            raise OSError(
+                f"Checkpoint {name} could not be saved in {self.path} ({reason}); what was saved before is kept, and the same "
+                "run goes on from there."
+            ) from error
 
     def load(self, name: str, like: Any = None) -> Any | None:
-        """The checkpoint `name`, None where there is none; `like` gives structure, shapes and dtypes, by default as saved."""
+        """The checkpoint `name`, None where there is none; `like` gives its structure, by default dicts and lists as saved.
+
+        Raises:
+            ValueError: the checkpoint is damaged, or of another run.
+        """
+        import jax
         import orbax.checkpoint as ocp
 
-        if not self._checkpoint(name).exists():
+        if name not in self.checkpoints():
             return None
-        with ocp.StandardCheckpointer() as checkpointer:
-            return checkpointer.restore(self._checkpoint(name), like)
+        if like is not None:
+            like = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), like)
+        advice = f"remove {self._checkpoint(name)} to compute it anew, or name another workdir."
+        try:
+            with self._checkpointer() as checkpointer:
+                parts = ocp.args.Composite(tree=ocp.args.StandardRestore(like), seal=ocp.args.JsonRestore())
+                restored = checkpointer.restore(self._checkpoint(name), parts)
+            tree, seal = jax.tree.map(np.asarray, restored.tree), restored.seal
+            whole = seal["sha256"] == _digest(tree)
+        except Exception as error:
+            raise ValueError(f"Checkpoint {name} in {self.path} cannot be read: {advice}") from error
+        if (seal["run"], seal["name"]) != (self._described(), name):
+            raise ValueError(f"Checkpoint {name} in {self.path} belongs to another run: {advice}")
+        if not whole:
+            raise ValueError(f"Checkpoint {name} in {self.path} is damaged: {advice}")
+        return tree
+
+    def checkpoints(self) -> list[str]:
+        """Names of the checkpoints that were saved whole."""
+        folder = self._checkpoint("")
+        if not folder.is_dir():
+            return []
+        from orbax.checkpoint.utils import is_checkpoint_finalized
+
+        # A run that was killed while it saved leaves a temporary folder behind.
+        return sorted(found.name for found in folder.iterdir() if found.is_dir() and is_checkpoint_finalized(found))
+
+    def _checkpointer(self):
+        import jax
+        import orbax.checkpoint as ocp
+
+        options = ocp.options.MultiprocessingOptions()
+        if jax.process_count() > 1:  # only the process that keeps the run writes: it waits for no other
+            me = jax.process_index()
+            options = ocp.options.MultiprocessingOptions(primary_host=me, active_processes={me}, barrier_sync_key_prefix="run")
+        return ocp.Checkpointer(ocp.CompositeCheckpointHandler(), multiprocessing_options=options)
 
     @property
     def _config_file(self):
@@ -93,8 +155,13 @@ class Run:
         return {"experiment": self.experiment, "config": self.config}
 
     def _check_config(self):
-        if read_json(self._config_file) != self._described():
-            raise ValueError(f"workdir {self.path} holds a run with another configuration: name another --workdir.")
+        found, mine = read_json(self._config_file), self._described()
+        if found == mine:
+            return
+        there = found.get("config", {}) if isinstance(found, dict) else {}
+        differing = [name for name in {**mine["config"], **there} if there.get(name) != mine["config"].get(name)]
+        where = f" ({', '.join(differing)})" if differing and found.get("experiment") == self.experiment else ""
+        raise ValueError(f"workdir {self.path} holds a run with another configuration{where}: name another workdir.")
 
     def _checkpoint(self, name):
         return (self.path / "checkpoints" / name).absolute()
@@ -136,7 +203,18 @@ def read_json(file: Path) -> Any:
     try:
         return json.loads(file.read_text())
     except json.JSONDecodeError as error:
-        raise ValueError(f"{file} is not valid JSON ({error}): name another --workdir.") from error
+        raise ValueError(f"{file} is not valid JSON ({error}): name another workdir.") from error
+
+
+def _digest(tree):
+    """SHA-256 of the arrays of a pytree, whatever containers hold them."""
+    import jax
+
+    digest = hashlib.sha256()
+    for leaf in jax.tree.leaves(tree):
+        digest.update(f"{leaf.dtype}{leaf.shape}".encode())
+        digest.update(np.ascontiguousarray(leaf).tobytes())
+    return digest.hexdigest()
 
 
 def _write_json(file, content):

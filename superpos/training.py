@@ -1,6 +1,8 @@
 """The training loop."""
 
-from collections.abc import Callable
+import contextlib
+import contextvars
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import jax
@@ -31,8 +33,6 @@ def fit(
     steps: int,
     batch_size: int,
     optimizer: optax.GradientTransformation | None = None,
-    report: Callable[[int], None] | None = None,
-    report_every: int = 100,
 ) -> tuple[Any, dict[str, Array]]:
     """Trains one model for a number of steps, as a pure function of its keys: `jit` and `vmap` it.
 
@@ -47,8 +47,6 @@ def fit(
         steps: number of optimizer steps; static.
         batch_size: samples in a batch; static.
         optimizer: an optax transformation; by default `optax.adam(1e-3)`.
-        report: called on the host with the number of steps done, every `report_every` steps: for progress bars.
-        report_every: steps between two reports.
 
     Returns:
         The trained parameters, and a history: `{"loss": (steps,)}` with the scalar entries of `aux`, each `(steps,)`.
@@ -62,11 +60,12 @@ def fit(
     optimizer = optax.adam(1e-3) if optimizer is None else optimizer
     init_key, loss_key, spare_key = jax.random.split(key, 3)
     data_key = spare_key if data_key is None else data_key
+    tick = loop(steps)
 
     def step(state, i):
         batch = sample(jax.random.fold_in(data_key, i), batch_size)
         state, record = _update(model, optimizer, state, batch, jax.random.fold_in(loss_key, i), i)
-        tick(report, i, steps, report_every)
+        tick(i)
         return state, record
 
     params = model.init(init_key) if params is None else params
@@ -74,11 +73,39 @@ def fit(
     return params, history
 
 
-def tick(report: Callable[[int], None] | None, step: Array, steps: int, every: int) -> None:
-    """Inside a compiled loop of `steps`, calls `report(step + 1)` on the host after every so many steps and after the last."""
-    if report is not None:
-        due = ((step + 1) % every == 0) | (step + 1 == steps)
-        lax.cond(due, lambda: jax.debug.callback(report, step + 1), lambda: None)
+Listener = Callable[[int], Callable[[Any], None]]
+# Who wants to know how far the loops are that are being traced: `sp.sweep`, for its progress bar.
+_listener: contextvars.ContextVar[Listener | None] = contextvars.ContextVar("listener", default=None)
+
+
+@contextlib.contextmanager
+def listen(listener: Listener | None) -> Iterator[None]:
+    """While a function is traced inside this context, `listener(steps) -> report` hears of each of its loops.
+
+    When the compiled loop runs, `report` is called on the host with the number of steps done, about a hundred times.
+    """
+    token = _listener.set(listener)
+    try:
+        yield
+    finally:
+        _listener.reset(token)
+
+
+def loop(steps: int) -> Callable[[Array], None]:
+    """A `tick(i)` to call in each step of a compiled loop, so that the progress bar of `sp.sweep` counts it.
+
+    Call `loop` before the loop and `tick` inside, with the number of the step, which no `vmap` may batch. `fit` does both.
+    """
+    listener = _listener.get()
+    if listener is None:
+        return lambda i: None
+    report, every = listener(steps), max(1, steps // 100)
+
+    def tick(i):
+        due = ((i + 1) % every == 0) | (i + 1 == steps)
+        lax.cond(due, lambda: jax.debug.callback(report, i + 1), lambda: None)
+
+    return tick
 
 
 def _update(model, optimizer, state, batch, key, step):

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import superpos as sp
 from experiments import COMPARISONS, align, toy_alignment
 from superpos.results import Run
 
@@ -70,30 +71,27 @@ def test_study_writes_what_the_contract_says(study):
 def test_one_seed_alone_is_that_seed_in_the_study(study):
     run, _ = study
     config = small_study()
-    states = run.load("states")["4"]
-    init_key, data_key, _, _ = jax.random.split(jax.random.key(config.seed), 4)
-    seeds = jax.random.split(jax.random.fold_in(init_key, 4), config.n_seeds)
-    alone = jax.jit(toy_alignment.Study(config, 4).train)(seeds[2], data_key)
-    for together, single in zip(jax.tree.leaves(states), jax.tree.leaves(alone), strict=True):
-        np.testing.assert_allclose(together[2], single, atol=1e-4)
+    together = sp.sweeps.load(run.path / "sweep").load(seed=2, n_hidden=4)
+    init_key, data_key, _ = jax.random.split(jax.random.key(config.seed), 3)
+    key = jax.random.split(init_key, config.n_seeds)[2]
+    alone = jax.jit(functools.partial(toy_alignment.Study(config).train, n_hidden=4))(key, data_key)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), together, jax.tree.map(np.asarray, alone))
 
 
 def test_scores_are_those_of_align_on_the_same_samples(study):
     """The study's padded, streamed path against plain arrays."""
-    import superpos as sp
-
     run, results = study
     config = small_study()
-    states = run.load("states")["4"]
-    toy = toy_alignment.Study(config, 4)
-    _, _, eval_key, _ = jax.random.split(jax.random.key(config.seed), 4)
+    states = sp.sweeps.load(run.path / "sweep").load(n_hidden=4)
+    toy = toy_alignment.Study(config)
+    _, _, eval_key = jax.random.split(jax.random.key(config.seed), 3)
     batches = range(toy.eval_batches)
     z = jnp.concatenate([toy.features.sample(jax.random.fold_in(eval_key, i), 100) for i in batches])
     ids = np.repeat([i % 5 for i in batches], 100)
     codes = []
     for seed in range(3):
         state = jax.tree.map(lambda leaf, seed=seed: leaf[seed], states)
-        codes.append(toy.sae.encode(state["sae"], toy.toy.encode(state["toy"], z)))
+        codes.append(toy.sae(4).encode(state["sae"], toy.toy(4).encode(state["toy"], z)))
     pairs = [(a, b) for a in range(3) for b in range(3) if a != b]
     scores = [sp.align(codes[a], codes[b], metrics=("semi_match", "soft_match"), folds=ids) for a, b in pairs]
     for row in results["rows"]:

@@ -1,0 +1,422 @@
+"""What a sweep has to do and what of it is done: rows of models, blocks of pairs, and where they are kept."""
+
+import hashlib
+import inspect
+import itertools
+import json
+import math
+import re
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from superpos.results import Run
+from superpos.sweeps.program import Branch, Program
+from superpos.sweeps.table import Layout, path_name
+
+Tree = Any
+
+
+class Piece(NamedTuple):
+    """What one call of the program does: `block` is the part of the results that it fills, one (first, end) an axis."""
+
+    stage: str
+    config: int
+    block: tuple[tuple[int, int], ...]
+
+    @property
+    def name(self) -> str:
+        """The name of its checkpoint."""
+        return "-".join([self.stage, str(self.config), *(f"{first}-{end}" for first, end in self.block)])
+
+    @classmethod
+    def named(cls, name: str) -> "Piece":
+        """The piece that a checkpoint holds.
+
+        Raises:
+            ValueError: not a checkpoint of a sweep.
+        """
+        if not re.fullmatch(r"(train|score)-\d+(-\d+-\d+)+", name):
+            raise ValueError(f"Checkpoint {name} is not one of a sweep: remove it, or name another workdir.")
+        stage, config, *ends = name.split("-")
+        numbers = [int(end) for end in ends]
+        return cls(stage, int(config), tuple(zip(numbers[::2], numbers[1::2], strict=True)))
+
+    @property
+    def where(self) -> tuple[slice, ...]:
+        """The block as an index."""
+        return tuple(slice(*ends) for ends in self.block)
+
+
+class Sizes(NamedTuple):
+    """How much one call does: rows of models; points, sources and targets of ordered pairs, or listed pairs.
+
+    `split` is the axis of the pairs that devices share.
+    """
+
+    rows: int
+    pairs: tuple[int, ...]
+    split: int
+
+
+class Stage:
+    """The results of one stage: for each combination of unrolled settings arrays on the host, and which of it is done."""
+
+    def __init__(self, structs: Sequence[Tree], shape: tuple[int, ...]):
+        self.structs, self.shape = structs, shape
+        self.trees = [jax.tree.map(lambda s: np.zeros((*shape, *s.shape), s.dtype), struct) for struct in structs]
+        self.done = [np.zeros(shape, bool) for _ in structs]
+
+    def fill(self, piece: Piece, tree: Tree) -> None:
+        """Puts in what one call found."""
+
+        def put(into, found):
+            into[piece.where] = found
+
+        jax.tree.map(put, self.trees[piece.config], tree)
+        self.done[piece.config][piece.where] = True
+
+    def restore(self, piece: Piece, run: Run) -> None:
+        """Reads back a piece that an earlier run finished.
+
+        Raises:
+            ValueError: its checkpoint is damaged, or not of this sweep.
+        """
+        inside = len(piece.block) == len(self.shape) and all(
+            0 <= first < end <= size for (first, end), size in zip(piece.block, self.shape, strict=True)
+        )
+        if not inside or piece.config >= len(self.structs):
+            raise ValueError(f"Checkpoint {piece.name} does not belong to this sweep: remove it, or name another workdir.")
+        shape = tuple(end - first for first, end in piece.block)
+        self.fill(piece, load_piece(run, piece, _batch(self.structs[piece.config], *shape)))
+
+
+def save_piece(run: Run, piece: Piece, found: Tree) -> None:
+    """Saves what a piece found."""
+    run.save(piece.name, {"found": found})
+
+
+def load_piece(run: Run, piece: Piece, like: Tree = None) -> Tree:
+    """What an earlier run saved: see `Run.load`."""
+    loaded: Any = run.load(piece.name, None if like is None else {"found": like})
+    return loaded["found"]
+
+
+def read(run: Run, layout: Layout, names: Sequence[str]) -> dict[str, Stage]:
+    """All that a finished sweep has saved.
+
+    Raises:
+        ValueError: it is not finished, or a checkpoint is damaged.
+    """
+    pieces = [Piece.named(name) for name in run.checkpoints()]
+    found = {}
+    for name in names:
+        structs, first = [], (0,) * len(layout.shape(name))
+        for config in range(len(layout.configs)):
+            mine = [piece for piece in pieces if (piece.stage, piece.config) == (name, config)]
+            if not mine:
+                raise ValueError(f"The sweep in {run.path} is not finished: run it again, it goes on where it stopped.")
+            structs.append(_take(load_piece(run, mine[0]), first))
+        stage = Stage(structs, layout.shape(name))
+        for piece in pieces:
+            if piece.stage == name:
+                stage.restore(piece, run)
+        if not all(done.all() for done in stage.done):
+            raise ValueError(f"The sweep in {run.path} is not finished: run it again, it goes on where it stopped.")
+        found[name] = stage
+    return found
+
+
+class Study:
+    """All of a sweep: `pieces` names what is left to do, `do` does one of them.
+
+    Args:
+        train: as in `sp.sweep`.
+        score: as there.
+        layout: its points, seeds and pairs.
+        keys: as there.
+        data_key: as there.
+        eval_key: as there.
+    """
+
+    def __init__(
+        self,
+        train: Callable[..., Tree],
+        score: Callable[..., Tree] | None,
+        layout: Layout,
+        keys: Any,
+        data_key: Tree,
+        eval_key: Tree,
+    ):
+        self.layout, self.configs, self.points = layout, layout.configs, layout.points
+        self.keys, wrap_key = _raw(keys)
+        self.shared, wrap_shared = _raw((data_key, eval_key))
+
+        def trainer(config):
+            return lambda key, point, shared: train(wrap_key(key), wrap_shared(shared)[0], **config, **point)
+
+        key, point, shared = (
+            _struct(self.keys[0]),
+            _struct({name: array[0] for name, array in self.points.items()}),
+            _struct(self.shared),
+        )
+        self.trainers = [trainer(config) for config in self.configs]
+        traced = [jax.make_jaxpr(one, return_shape=True)(key, point, shared) for one in self.trainers]
+        self.functions = {"train": [jaxpr for jaxpr, _ in traced]}
+        self.stages = {"train": Stage([struct for _, struct in traced], layout.shape("train"))}
+        if score is not None:
+            self._add_scores(score, wrap_shared, point, shared)
+
+    def _add_scores(self, score, wrap_shared, point, shared):
+        wanted = _named_parameters(score, [axis.name for axis in self.layout.axes])
+
+        def scorer(config):
+            def one(a, b, point, shared):
+                point = {name: value for name, value in point.items() if name in wanted}
+                return score(a, b, wrap_shared(shared)[1], **config, **point)
+
+            return one
+
+        # Where models are alike and `score` asks for nothing that differs, one branch serves several settings.
+        self.scorers, self.scorer_of, known, traced = [], [], {}, []
+        for config, struct in zip(self.configs, self.stages["train"].structs, strict=True):
+            asked = {name: value for name, value in config.items() if name in wanted}
+            alike = str((asked, jax.tree.structure(struct), jax.tree.leaves(struct)))
+            if alike not in known:
+                known[alike] = len(self.scorers)
+                self.scorers.append((scorer(asked), struct))
+                traced.append(jax.make_jaxpr(self.scorers[-1][0], return_shape=True)(struct, struct, point, shared))
+            self.scorer_of.append(known[alike])
+        self.functions["score"] = [jaxpr for jaxpr, _ in traced]
+        self.stages["score"] = Stage([traced[i][1] for i in self.scorer_of], self.layout.shape("score"))
+
+    def describe(self) -> dict[str, Any]:
+        """What makes two sweeps the same: arguments by value or digest, functions by the digest of what they compute."""
+        return {
+            "grid": {axis.name: axis.labels for axis in self.layout.axes},
+            "vmapped": [axis.name for axis in self.layout.vmapped],
+            "n_seeds": self.layout.n_seeds,
+            "pairs": None if self.layout.pairs is None else self.layout.pairs.tolist(),
+            "stages": list(self.stages),
+            "points": _digest(self.points),
+            "keys": _digest(self.keys),
+            "data_key": _digest(self.shared[0]),
+            "eval_key": _digest(self.shared[1]),
+            **{name: _fingerprint(jaxprs) for name, jaxprs in self.functions.items()},
+        }
+
+    def sizes(self, models: float, pairs: float, n_devices: int) -> Sizes:
+        """The largest calls with no more than so many models or pairs in flight, but at least one a device."""
+        rows = _share(self.layout.shape("train")[0], models, n_devices)
+        shape = self.layout.shape("score")
+        if self.layout.pairs is not None:
+            return Sizes(rows, (_share(shape[0], pairs, n_devices),), 0)
+        targets = _share(shape[2], pairs, 1)
+        sources, points = _share(shape[1], pairs // targets, 1), 1
+        if sources == shape[1]:
+            points = _share(shape[0], pairs // (targets * sources), 1)
+        # Devices share the points or the sources, whichever leaves fewer of them idle.
+        choices = [(_round_up(points, n_devices), sources), (points, _round_up(sources, n_devices))]
+        split = min((0, 1), key=lambda axis: math.prod(choices[axis]))
+        return Sizes(rows, (*choices[split], targets), split)
+
+    def branches(self, sizes: Sizes) -> list[Branch]:
+        """What the program must be able to do."""
+        branches: list[Branch] = []
+        inputs: Tree
+        split_inputs: Tree
+        runs = {stage: [0] * len(self.configs) for stage in self.stages}
+        for piece in self.pieces(sizes):
+            runs[piece.stage][piece.config] += 1
+        key, point = _struct(self.keys[0]), _struct({name: array[0] for name, array in self.points.items()})
+        for config, train in enumerate(self.trainers):
+
+            def call(inputs, shared, train=train):
+                return jax.vmap(train, (0, 0, None))(*inputs, shared)
+
+            outputs = _batch(self.stages["train"].structs[config], sizes.rows)
+            branches.append(Branch(call, _batch((key, point), sizes.rows), outputs, 0, 0, runs["train"][config]))
+        if "score" not in self.stages:
+            return branches
+        for i, (score, state) in enumerate(self.scorers):
+            if self.layout.pairs is not None:
+
+                def call(inputs, shared, score=score):
+                    return jax.vmap(score, (0, 0, 0, None))(*inputs, shared)
+
+                inputs, split_inputs = _batch((state, state, point), sizes.pairs[0]), 0
+            else:
+
+                def call(inputs, shared, score=score):
+                    # Nested, so that what depends on one model only is computed once a model, not once a pair.
+                    nested = jax.vmap(jax.vmap(score, (None, 0, None, None)), (0, None, None, None))
+                    return jax.vmap(nested, (0, 0, 0, None))(*inputs, shared)
+
+                points, sources, targets = sizes.pairs
+                inputs = (_batch(state, points, sources), _batch(state, points, targets), _batch(point, points))
+                split_inputs = (0, 0, 0) if sizes.split == 0 else (1, None, None)
+            config = self.scorer_of.index(i)
+            outputs = _batch(self.stages["score"].structs[config], *sizes.pairs)
+            n_runs = sum(n for n, of in zip(runs["score"], self.scorer_of, strict=True) if of == i)
+            branches.append(Branch(call, inputs, outputs, split_inputs, sizes.split, n_runs))
+        return branches
+
+    def pieces(self, sizes: Sizes) -> Iterator[Piece]:
+        """What is left to do, models first."""
+        for stage, name in [(stage, name) for name, stage in self.stages.items()]:
+            size = (sizes.rows,) if name == "train" else sizes.pairs
+            for config, done in enumerate(stage.done):
+                for block in _blocks(done, size):
+                    yield Piece(name, config, block)
+
+    def do(self, piece: Piece, program: Program, sizes: Sizes) -> Tree:
+        """Runs one piece: its results, as they belong into its block."""
+        n_seeds, pairs = self.layout.n_seeds, self.layout.pairs
+        inputs: Tree
+        if piece.stage == "train":
+            rows = _indices(piece.block[0], sizes.rows)
+            point, seed = np.divmod(rows, n_seeds)
+            inputs = (_take(self.keys, seed), _take(self.points, point))
+            which = piece.config
+        else:
+            which = len(self.configs) + self.scorer_of[piece.config]
+            states = self.stages["train"].trees[piece.config]
+            indices = [_indices(ends, size) for ends, size in zip(piece.block, sizes.pairs, strict=True)]
+            if pairs is not None:
+                point, pair = np.divmod(indices[0], len(pairs))
+                a, b = (point * n_seeds + pairs[pair, end] for end in (0, 1))
+            else:
+                point = indices[0]
+                a, b = (point[:, None] * n_seeds + index for index in indices[1:])
+            inputs = (_take(states, a), _take(states, b), _take(self.points, point))
+        outputs = program(which, inputs)
+        kept = tuple(slice(end - first) for first, end in piece.block)
+        return jax.tree.map(lambda leaf: leaf[kept], outputs)
+
+    def fill(self, piece: Piece, found: Tree) -> None:
+        """Keeps what one piece found."""
+        self.stages[piece.stage].fill(piece, found)
+
+    def restore(self, run: Run) -> None:
+        """Reads back what an earlier run of the same sweep finished.
+
+        Raises:
+            ValueError: a checkpoint that is damaged, or not of this sweep.
+        """
+        for name in run.checkpoints():
+            piece = Piece.named(name)
+            if piece.stage not in self.stages:
+                raise ValueError(f"Checkpoint {name} does not belong to this sweep: remove it, or name another workdir.")
+            self.stages[piece.stage].restore(piece, run)
+
+    def broadcast(self) -> None:
+        """Gives all processes what the first one has."""
+        from jax.experimental import multihost_utils
+
+        for stage in self.stages.values():
+            stage.done = [
+                done.astype(bool) for done in multihost_utils.broadcast_one_to_all([d.astype(np.int32) for d in stage.done])
+            ]
+            if any(done.any() for done in stage.done):
+                stage.trees = multihost_utils.broadcast_one_to_all(stage.trees)
+
+
+def _blocks(done: np.ndarray, size: Sequence[int]) -> Iterator[tuple[tuple[int, int], ...]]:
+    """Blocks of at most `size` that cover what is not done; along one axis as few and as equal as that allows."""
+    if done.ndim == 1:
+        edges = np.flatnonzero(np.diff(np.concatenate([[True], done, [True]]).astype(int)))
+        runs = [(int(first), int(end)) for first, end in edges.reshape(-1, 2)]
+        yield from (((at, min(at + size[0], end)),) for first, end in runs for at in range(first, end, size[0]))
+        return
+    starts = [range(0, n, s) for n, s in zip(done.shape, size, strict=True)]
+    for corner in itertools.product(*starts):
+        block = tuple((at, min(at + s, n)) for at, s, n in zip(corner, size, done.shape, strict=True))
+        if not done[tuple(slice(*ends) for ends in block)].all():
+            yield block
+
+
+def _share(total: int, limit: float, multiple: int) -> int:
+    """The size of equal parts of at most `limit` each, rounded up to a multiple."""
+    parts = math.ceil(total / max(1, min(total, limit)))
+    return _round_up(math.ceil(total / parts), multiple)
+
+
+def _round_up(size, multiple):
+    return math.ceil(size / multiple) * multiple
+
+
+def _indices(ends, size):
+    """Indices first .. end - 1, the last repeated up to `size`."""
+    return np.minimum(np.arange(ends[0], ends[0] + size), ends[1] - 1)
+
+
+def _take(tree, index):
+    return jax.tree.map(lambda leaf: leaf[index], tree)
+
+
+def _struct(tree):
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
+
+
+def _batch(tree, *sizes):
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((*sizes, *leaf.shape), leaf.dtype), tree)
+
+
+def _raw(tree):
+    """A pytree of arrays as NumPy arrays, and a function that turns typed keys in it to keys again."""
+    leaves, structure = jax.tree.flatten(tree)
+    leaves = [jnp.asarray(leaf) for leaf in leaves]
+    typed = [jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) for leaf in leaves]
+    kinds = [jax.random.key_impl(leaf) if key else None for leaf, key in zip(leaves, typed, strict=True)]
+    raw = [np.asarray(jax.random.key_data(leaf) if key else leaf) for leaf, key in zip(leaves, typed, strict=True)]
+
+    def wrap(tree):
+        found = zip(jax.tree.leaves(tree), kinds, strict=True)
+        return jax.tree.unflatten(
+            structure, [leaf if kind is None else jax.random.wrap_key_data(leaf, impl=kind) for leaf, kind in found]
+        )
+
+    return jax.tree.unflatten(structure, raw), wrap
+
+
+def _named_parameters(function, names):
+    """Which of the names are parameters of a function, beyond its first three."""
+    return set(list(inspect.signature(function).parameters)[3:]) & set(names)
+
+
+def _digest(tree):
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        digest.update(f"{path_name(path)} {leaf.dtype} {leaf.shape}".encode())
+        digest.update(np.ascontiguousarray(leaf).tobytes())
+    return digest.hexdigest()
+
+
+def _fingerprint(jaxprs):
+    """A digest of what functions compute: their jaxprs, with all constants, but without addresses in memory."""
+    digest = hashlib.sha256(json.dumps([jax.__version__, jax.config.jax_enable_x64]).encode())
+    for jaxpr in jaxprs:
+        digest.update(re.sub(r"0x[0-9a-f]+", "", str(jaxpr)).encode())
+        for constant in _constants(jaxpr):
+            digest.update(np.ascontiguousarray(constant).tobytes())
+    return digest.hexdigest()
+
+
+def _constants(found):
+    """Arrays that a jaxpr closes over, its inner ones too."""
+    from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
+
+    if isinstance(found, ClosedJaxpr):
+        yield from (np.asarray(constant) for constant in found.consts)
+        found = found.jaxpr
+    if isinstance(found, Jaxpr):
+        for equation in found.eqns:
+            yield from (np.asarray(at.val) for at in equation.invars if isinstance(at, Literal) and np.ndim(at.val))
+            for parameter in equation.params.values():
+                yield from _constants(parameter)
+    elif isinstance(found, list | tuple):
+        for inner in found:
+            yield from _constants(inner)
