@@ -97,14 +97,14 @@ def top_k_mask(x: Float[Array, "n units"], k: int) -> Bool[Array, "n units"]:
     columns = jnp.maximum(x.T, 0)
 
     def lower(_, threshold):
-        return jnp.max(jnp.where(columns < threshold, columns, 0), axis=0)
+        return _fold(jnp.maximum, jnp.where(columns < threshold, columns, 0))
 
-    threshold = lax.fori_loop(0, k - 1, lower, jnp.max(columns, axis=0))
+    threshold = lax.fori_loop(0, k - 1, lower, _fold(jnp.maximum, columns))
     mask = (columns >= threshold) & (columns > 0)
 
     # Equal values can leave too many: drop the last of the smallest until k remain. Almost always no iteration.
     def crowded(mask):
-        return jnp.sum(mask, axis=0) > k
+        return _fold(jnp.add, mask.astype(jnp.int32)) > k
 
     def drop(mask):
         smallest = mask & (columns == jnp.min(jnp.where(mask, columns, jnp.inf), axis=0))
@@ -113,3 +113,11 @@ def top_k_mask(x: Float[Array, "n units"], k: int) -> Bool[Array, "n units"]:
         return mask & ~(crowded(mask) & victim)
 
     return lax.while_loop(lambda mask: jnp.any(crowded(mask)), drop, mask).T
+
+
+def _fold(combine, rows):
+    """Reduces the first axis by halves: on CPU one vectorised pass, where a reduction would write its input out first."""
+    for _ in range(6):  # each doubles the length of the compiled pass
+        if len(rows) % 2 == 0:
+            rows = combine(*jnp.split(rows, 2))
+    return combine.reduce(rows, axis=0)
