@@ -54,7 +54,7 @@ def get_config() -> ConfigDict:
             "sae_inputs": 16,
             "n_seeds": 32,  # models trained beside PyTorch
             "most_seeds": 256,  # of ours, for the figure
-            "steps": 200,
+            "steps": 100,
             "batch_size": 1024,
             "chunk": 0,  # models in flight, see sp.sweep; 0: four for each core, all on an accelerator
             "matmul": 4096,  # rows and columns of the large product
