@@ -1,7 +1,9 @@
 """How fast is it, beside code that does the same with the usual libraries? In one run, on the same arrays and cores.
 
 Both sides read the same float32 arrays; making them and compiling (a column of its own) are not counted. `ratio` is their
-median time over ours, above 1 where ours is faster, and `difference` the largest between their scores and ours. Alternatives
+median time over ours, above 1 where ours is faster, and `difference` the largest between their scores (or losses) and ours.
+In `--config.suite=training` times are those of one step of one model, and a ratio to the large matmul is the share of its rate
+that the model's own five matmuls reach. Alternatives
 that take minutes a fold are timed on `outer_folds` of the folds, and their time is multiplied up: the `note` says so.
 
 Run it on an idle machine: where a core is taken, OpenBLAS with a thread a core can take ten times as long. The alternatives
@@ -28,13 +30,14 @@ from experiments import command
 from superpos import plotting, transport
 from superpos.results import Run
 
+SUITES = {"metrics": ("sklearn", "himalaya", "ot"), "training": ("torch",)}  # and the packages that they are beside
 ALPHAS = np.logspace(-8, 8, 17)  # those of sp.metrics.Ridge
 
 
 def get_config() -> ConfigDict:
     """Every setting."""
     config = ConfigDict()
-    config.suite = "metrics"  # what is timed: a name out of SUITES
+    config.suite = "metrics"  # what is timed: a name out of SUITES; `training` reads its settings from config.training
     config.seed = 0  # of the data
     config.repeats = 3  # runs of each side, slow alternatives excepted
     config.n_samples = 2_048_000
@@ -45,6 +48,18 @@ def get_config() -> ConfigDict:
     config.transport_batch = 500  # problems solved at once
     config.transport_size = 64  # units of each side in each
     config.large_transport = (1000, 2000)  # units of the sides of one large problem
+    config.training = ConfigDict(
+        {
+            "n_hidden": (8, 16, 32),  # of the toy models; the first is the one of the figure
+            "sae_inputs": 16,
+            "n_seeds": 32,  # models trained beside PyTorch
+            "most_seeds": 256,  # of ours, for the figure
+            "steps": 100,
+            "batch_size": 1024,
+            "chunk": 0,  # models in flight, see sp.sweep; 0: four for each core, all on an accelerator
+            "matmul": 4096,  # rows and columns of the large product
+        }
+    )
     return config
 
 
@@ -82,13 +97,22 @@ def compute(config: ConfigDict, run: Run) -> dict[str, Any]:
         raise ValueError(f"config.suite takes a name out of {', '.join(SUITES)}, got {config.suite!r}.")
     if config.repeats < 1:
         raise ValueError(f"config.repeats must be at least 1, got {config.repeats}.")
+    # XLA's own: one for each core that this process may use.
+    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    for package in SUITES[config.suite]:
+        try:
+            importlib.import_module(package)
+        except ImportError as error:
+            raise ValueError(f"config.suite={config.suite} needs {package}: pip install -e '.[benchmark]'.") from error
+    if config.suite == "training":
+        from experiments import benchmark_training
+
+        return benchmark_training.compute(config, run, threads)
     started = time.perf_counter()
-    works = SUITES[config.suite](config)
+    works = metrics_suite(config)
     made = time.perf_counter()
     run.claim()
     rows: list[dict[str, Any]] = []
-    # XLA's own: one for each core that this process may use.
-    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     with tqdm(total=sum(len(work.alternatives) for work in works), desc="benchmark", disable=None) as bar:
         for work in works:
             _, (first,) = clock(work.ours, 1)
@@ -151,7 +175,15 @@ def clock(function: Callable[[], Any], repeats: int) -> tuple[Any, list[float]]:
 
 
 def draw(results: dict[str, Any], run: Run) -> None:
-    """The figure: a bar an alternative."""
+    """The figure: a bar an alternative; of training the speed against the number of models."""
+    if "seeds" in results:
+        settings, n_hidden = run.config["training"], results["n_hidden"]
+        chosen = [row for row in results["rows"] if row["work"] == f"toy, {n_hidden} hidden"]
+        levels = {row["against"].replace("vmap", f"vmap of {settings['n_seeds']}"): 1e6 / row["theirs_us"] for row in chosen}
+        what = f"Toy model, 64 features, {n_hidden} hidden units, batch of {settings['batch_size']:,}"
+        where = f"{results['environment']['device'].split(': ')[-1]}, {results['threads']} threads"
+        plotting.speed_by_seeds(results["seeds"], levels, f"{what}\n{where}", run.figure)
+        return
     theirs = " or ".join(str(limit) for limit in sorted({row["theirs_threads"] for row in results["rows"]}))
     where = f"{results['environment']['device'].split(': ')[-1]}; threads: ours {results['threads']}, theirs {theirs}"
     plotting.speed_bars(results["rows"], run.config["repeats"], where, run.figure)
@@ -164,18 +196,13 @@ def metrics_suite(config: ConfigDict) -> list[Work]:
     """`sp.align` beside NumPy, scikit-learn and himalaya; exact transport beside POT.
 
     Raises:
-        ValueError: settings that do not fit, or a package that is not installed.
+        ValueError: settings that do not fit.
     """
     if config.n_folds < 3 or not 1 <= config.outer_folds <= config.n_folds:
         raise ValueError(
             f"config.n_folds must be at least 3 and config.outer_folds between 1 and n_folds, "
             f"got {config.n_folds} and {config.outer_folds}."
         )
-    for package in ("sklearn", "himalaya", "ot"):
-        try:
-            importlib.import_module(package)
-        except ImportError as error:
-            raise ValueError(f"config.suite={config.suite} needs {package}: pip install -e '.[benchmark]'.") from error
     rng = np.random.default_rng(config.seed)
     x, y = representations(rng, config.n_samples, config.n_units, config.n_units)
     ids = rng.permutation(np.arange(config.n_samples) % config.n_folds)
@@ -330,9 +357,6 @@ def _gram_ridge(x, y, ids, n_folds):
         variance = np.sum(weights * (scatter[fold, :n, :n] @ weights), axis=0) * np.diagonal(scatter[fold])[n:]
         scores.append(np.mean(np.sum(weights * scatter[fold, :n, n:], axis=0) / np.sqrt(variance)))
     return np.array(scores)
-
-
-SUITES: dict[str, Callable[[ConfigDict], list[Work]]] = {"metrics": metrics_suite}
 
 
 if __name__ == "__main__":

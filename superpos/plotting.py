@@ -162,6 +162,47 @@ def speed_bars(rows: Sequence[dict[str, Any]], repeats: int, where: str, path: s
     plt.close(figure)
 
 
+def speed_by_seeds(rows: Sequence[dict[str, Any]], levels: dict[str, float], title: str, path: str | PathLike) -> None:
+    """Model-steps per second against the number of models trained at once, on log axes, with the ceiling.
+
+    Args:
+        rows: `n_seeds` and `model_steps_per_s`.
+        levels: model-steps per second of the alternatives by name; what starts with "large matmul" is the ceiling.
+        title: above it.
+        path: of the PNG to write.
+    """
+    plt = _pyplot()
+    figure, axis = plt.subplots(figsize=(7, 4.6), layout="constrained")
+    seeds = [row["n_seeds"] for row in rows]
+    axis.plot(seeds, [row["model_steps_per_s"] for row in rows], "o-", color="#0072B2", label="superpos")
+    styles = iter([("#D55E00", "--"), ("#E69F00", "-."), ("#999999", ":")])
+    for name, level in levels.items():
+        ceiling = name.startswith("large matmul")
+        colour, dashes = ("black", "-") if ceiling else next(styles)
+        axis.axhline(level, color=colour, linestyle=dashes, linewidth=1.4)
+        text = "ceiling: its five matmuls at the rate of a large one" if ceiling else name
+        axis.annotate(text, (seeds[0], level), (0, 4), textcoords="offset points", color=colour, fontsize=9)
+    axis.annotate(
+        "superpos",
+        (seeds[-1], rows[-1]["model_steps_per_s"]),
+        (0, -14),
+        textcoords="offset points",
+        ha="right",
+        color="#0072B2",
+        fontsize=9,
+    )
+    axis.set_xscale("log", base=2)
+    axis.set_xticks(seeds, [str(n) for n in seeds])
+    axis.minorticks_off()
+    axis.set_yscale("log")
+    axis.yaxis.set_major_formatter(lambda value, _: f"{value:,.10g}")
+    axis.set_xlabel("models (seeds) trained at once")
+    axis.set_ylabel("model-steps per second")
+    axis.set_title(title)
+    figure.savefig(path, dpi=200)
+    plt.close(figure)
+
+
 def _pyplot():
     import matplotlib
 

@@ -33,9 +33,36 @@ def test_both_sides_do_the_same_work(tmp_path):
     assert run.figure.stat().st_size > 10_000
 
 
+def test_models_are_trained_alike_by_all_sides(tmp_path):
+    pytest.importorskip("torch", reason="pip install -e '.[benchmark]'")
+    config = small()
+    config.suite = "training"
+    config.training.update({"n_hidden": (8,), "n_seeds": 3, "most_seeds": 2, "steps": 10, "batch_size": 128, "matmul": 64})
+    run = Run(tmp_path / "run", "benchmark", config.to_dict())
+    results = benchmark.compute(config, run)
+    benchmark.draw(results, run)
+    rows = {(row["work"], row["against"]): row for row in results["rows"]}
+    torch_ways = ("PyTorch, one by one", "torch.func.vmap")
+    assert set(rows) == {("toy, 8 hidden", way) for way in (*torch_ways, "large matmul")} | {
+        ("TopK SAE", way) for way in torch_ways
+    }
+    for (_, way), row in rows.items():
+        assert row["ratio"] == pytest.approx(row["theirs_us"] / row["ours_us"])
+        assert row["met"] == (None if row["target"] is None else row["ratio"] >= row["target"])
+        assert row["difference"] is None if way == "large matmul" else row["difference"] < 1e-5
+    assert [rows["toy, 8 hidden", way]["target"] for way in (*torch_ways, "large matmul")] == [10, 3, 0.35]
+    assert rows["TopK SAE", torch_ways[0]]["target"] == 10
+    assert [row["n_seeds"] for row in results["seeds"]] == [1, 2]
+    assert run.figure.stat().st_size > 10_000
+
+
 @pytest.mark.parametrize(
     ("setting", "message"),
-    [({"suite": "all"}, "out of metrics"), ({"repeats": 0}, "repeats"), ({"outer_folds": 4}, "outer_folds")],
+    [
+        ({"suite": "all"}, "out of metrics, training"),
+        ({"repeats": 0}, "repeats"),
+        ({"outer_folds": 4}, "outer_folds"),
+    ],
 )
 def test_bad_settings(tmp_path, setting, message):
     config = small()
@@ -45,7 +72,10 @@ def test_bad_settings(tmp_path, setting, message):
     assert not (tmp_path / "run").exists()
 
 
-def test_missing_package_is_named(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "himalaya", None)
-    with pytest.raises(ValueError, match=r"needs himalaya: pip install -e '.\[benchmark\]'"):
-        benchmark.compute(small(), Run(tmp_path / "run", "benchmark", small().to_dict()))
+@pytest.mark.parametrize(("suite", "package"), [("metrics", "himalaya"), ("training", "torch")])
+def test_missing_package_is_named(tmp_path, monkeypatch, suite, package):
+    monkeypatch.setitem(sys.modules, package, None)
+    config = small()
+    config.suite = suite
+    with pytest.raises(ValueError, match=rf"needs {package}: pip install -e '.\[benchmark\]'"):
+        benchmark.compute(config, Run(tmp_path / "run", "benchmark", config.to_dict()))

@@ -53,7 +53,7 @@ class TopK:
 
     def encode(self, params: Params, x: Float[Array, "n inputs"]) -> Float[Array, "n latents"]:
         """Inputs to latents, at most k of them positive in each sample, the others 0."""
-        pre = x @ params["W_enc"] + params["b_enc"]
+        pre = _pre_activations(params, x)
         return jnp.where(top_k_mask(lax.stop_gradient(pre), self.k), pre, 0)
 
     def decode(self, params: Params, h: Float[Array, "n latents"]) -> Float[Array, "n inputs"]:
@@ -68,41 +68,56 @@ class TopK:
         The silent latents enter with their signed pre-activations, and gradients flow through the residual too.
         """
         del key, step
-        pre = x @ params["W_enc"] + params["b_enc"]
-        active = top_k_mask(lax.stop_gradient(pre), self.k)
-        silent = ~jnp.any(active, axis=0)
+        # As everywhere here, samples run along the last axis in memory: on CPU that makes every pass and matmul fast.
+        pre = _pre_activations(params, x)
+        active = top_k_mask(lax.stop_gradient(pre), self.k).T
+        x, pre = x.T, pre.T
+        silent = jnp.max(jnp.where(active, lax.stop_gradient(pre), 0), axis=1, keepdims=True) == 0
         # A latent is either active somewhere or silent: one matmul decodes both, into columns of their own.
-        rows = params["W_dec"]
-        decoder = jnp.concatenate([jnp.where(silent[:, None], 0, rows), jnp.where(silent[:, None], rows, 0)], axis=1)
-        decoded = jnp.where(active | silent, pre, 0) @ decoder
-        residual = x - (decoded[:, : self.n_inputs] + params["b_dec"])
-        aux_residual = residual - (decoded[:, self.n_inputs :] + params["b_dec"])
-        mse = jnp.mean(residual**2)
-        return mse + self.aux_weight * jnp.mean(aux_residual**2), {"mse": mse, "silent": jnp.mean(silent, dtype=x.dtype)}
+        rows, bias = params["W_dec"], params["b_dec"][:, None]
+        decoder = jnp.concatenate([jnp.where(silent, 0, rows), jnp.where(silent, rows, 0)], axis=1)
+        decoded = decoder.T @ jnp.where(active | silent, pre, 0)
+        residual = x - (decoded[: self.n_inputs] + bias)
+        aux_residual = residual - (decoded[self.n_inputs :] + bias)
+        mse, aux_mse = (jnp.mean(jnp.mean(error**2, axis=1)) for error in (residual, aux_residual))  # axis by axis: vectorises
+        return mse + self.aux_weight * aux_mse, {"mse": mse, "silent": jnp.mean(silent, dtype=x.dtype)}
+
+
+def _pre_activations(params, x):
+    """x W_enc + b_enc, with samples along the last axis in memory."""
+    return (params["W_enc"].T @ x.T + params["b_enc"][:, None]).T
 
 
 def top_k_mask(x: Float[Array, "n units"], k: int) -> Bool[Array, "n units"]:
     """Marks the k largest positive entries of each row; among equal ones the first.
 
     k - 1 passes, each lowering a threshold to the next smaller value: many times faster than `lax.top_k` on CPU, where that
-    sorts. Rows run along the last axis meanwhile, so that the passes vectorise.
+    sorts. Samples run along the last axis meanwhile, so that the passes vectorise.
     """
     columns = jnp.maximum(x.T, 0)
 
     def lower(_, threshold):
-        return jnp.max(jnp.where(columns < threshold, columns, 0), axis=0)
+        return _fold(jnp.maximum, jnp.where(columns < threshold, columns, 0))
 
-    threshold = lax.fori_loop(0, k - 1, lower, jnp.max(columns, axis=0))
-    mask = (x >= threshold[:, None]) & (x > 0)
+    threshold = lax.fori_loop(0, k - 1, lower, _fold(jnp.maximum, columns))
+    mask = (columns >= threshold) & (columns > 0)
 
     # Equal values can leave too many: drop the last of the smallest until k remain. Almost always no iteration.
     def crowded(mask):
-        return jnp.sum(mask, axis=1, keepdims=True) > k
+        return _fold(jnp.add, mask.astype(jnp.int32)) > k
 
     def drop(mask):
-        smallest = mask & (x == jnp.min(jnp.where(mask, x, jnp.inf), axis=1, keepdims=True))
-        position = jnp.arange(x.shape[1])
-        victim = position == jnp.max(jnp.where(smallest, position, -1), axis=1, keepdims=True)
+        smallest = mask & (columns == jnp.min(jnp.where(mask, columns, jnp.inf), axis=0))
+        position = jnp.arange(len(columns))[:, None]
+        victim = position == jnp.max(jnp.where(smallest, position, -1), axis=0)
         return mask & ~(crowded(mask) & victim)
 
-    return lax.while_loop(lambda mask: jnp.any(crowded(mask)), drop, mask)
+    return lax.while_loop(lambda mask: jnp.any(crowded(mask)), drop, mask).T
+
+
+def _fold(combine, rows):
+    """Reduces the first axis by halves: on CPU one vectorised pass, where a reduction would write its input out first."""
+    for _ in range(6):  # each doubles the length of the compiled pass
+        if len(rows) % 2 == 0:
+            rows = combine(*jnp.split(rows, 2))
+    return combine.reduce(rows, axis=0)

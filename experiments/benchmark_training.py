@@ -1,0 +1,279 @@
+"""The `training` suite of `experiments.benchmark`: many small models at once, beside PyTorch and the device's own matmul."""
+
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import torch
+from ml_collections import ConfigDict
+from torch.func import functional_call, grad_and_value, stack_module_state, vmap
+from tqdm import tqdm
+
+import superpos as sp
+from superpos.results import Run
+
+N_BATCHES = 16  # that the models see in turn
+RATE, DECAY = 1e-3, 0.01
+LOOP, VMAP, MATMUL = "PyTorch, one by one", "torch.func.vmap", "large matmul"
+# Times faster than each alternative; than a large matmul's rate: the share of it.
+TARGETS = {LOOP: {8: 10, 16: 10, 32: 10}, VMAP: {8: 3, 16: 3, 32: 3}, MATMUL: {8: 0.35, 32: 0.6}}
+
+Timed = tuple[np.ndarray | None, float]  # losses (models, steps), and seconds for all of them
+
+
+def compute(config: ConfigDict, run: Run, threads: int) -> dict[str, Any]:
+    """Times the steps of each model, and of 1, 2, 4, ... models at once."""
+    settings = config.training
+    for name in ("n_seeds", "most_seeds", "steps", "batch_size", "matmul", "sae_inputs"):
+        if settings[name] < 1:
+            raise ValueError(f"config.training.{name} must be at least 1, got {settings[name]}.")
+    run.claim()
+    started = time.perf_counter()
+    features = sp.features.SparseFeatures(64)
+    keys = jax.random.split(jax.random.key(config.seed), N_BATCHES)
+    z = jax.jit(jax.vmap(lambda key: features.sample(key, settings.batch_size)))(keys)
+    hidden = sp.toy.ToyModel(64, settings.sae_inputs)
+    x = hidden.encode(hidden.init(keys[0]), z)
+    made = time.perf_counter()
+    with jax.default_matmul_precision("highest"):
+        toys = {n: Race(settings, sp.toy.ToyModel(64, n, sp.features.power_law(64)), Toy, z) for n in settings.n_hidden}
+        sae = Race(settings, sp.sae.TopK(settings.sae_inputs, 64, 7), TopK, x)
+        names = {f"toy, {n} hidden": (race, n) for n, race in toys.items()} | {"TopK SAE": (sae, None)}
+        timed: dict[str, dict[str, list[Timed]]] = {}
+        rates, limits = [], {}
+        bar = tqdm(total=len(names), desc="benchmark", disable=None)
+        for name, (race, _) in names.items():
+            sides = {"ours": race.ours, LOOP: race.loop, VMAP: race.vmapped}
+            timed[name] = {side: [] for side in sides}
+            for _ in range(config.repeats):  # in turns, so that what else the machine does meets all alike
+                rates.append((_matmul(_jax_square(settings.matmul)), _matmul(_torch_square(settings.matmul))))
+                for side, function in sides.items():
+                    if side != "ours":
+                        limits[name, side] = race.set_threads(function, threads)
+                    timed[name][side].append(function(settings.n_seeds))
+            bar.update()
+        bar.close()
+        seeds = _curve(settings, toys[settings.n_hidden[0]], config.repeats)
+    best = [max(rate) for rate in zip(*rates, strict=True)]
+    rows = []
+    for name, (race, n_hidden) in names.items():
+        if n_hidden is not None:
+            timed[name][MATMUL] = [(None, race.flops * settings.n_seeds * settings.steps / best[0])]
+        rows += [
+            {**_row(name, n_hidden, side, timed[name], settings), "theirs_threads": limits.get((name, side), threads)}
+            for side in timed[name]
+            if side != "ours"
+        ]
+    matmul = [{"by": by, "gflops": rate / 1e9} for by, rate in zip(("jnp.matmul", "torch"), best, strict=True)]
+    seconds = {"data": made - started, "timing": time.perf_counter() - made}
+    n_hidden = settings.n_hidden[0]
+    return run.finish(rows, seconds, seeds=seeds, matmul=matmul, threads=threads, n_hidden=n_hidden)
+
+
+def _row(name, n_hidden, side, timed, settings):
+    """One alternative beside ours, in microseconds a step of one model."""
+    models = settings.n_seeds * settings.steps
+    ours, theirs = ([1e6 * seconds / models for _, seconds in timed[which]] for which in ("ours", side))
+    losses, found = timed["ours"][-1][0], timed[side][-1][0]
+    ratio = statistics.median(theirs) / statistics.median(ours)
+    target = TARGETS[side].get(n_hidden) if n_hidden is not None else 10 if side == LOOP else None
+    return {
+        "work": name,
+        "against": side,
+        "ours_us": statistics.median(ours),
+        "theirs_us": statistics.median(theirs),
+        "ratio": ratio,
+        "target": target,
+        "met": None if target is None else ratio >= target,
+        "difference": None if found is None else float(np.max(np.abs(losses - found))),
+        "ours_min_us": min(ours),
+        "theirs_min_us": min(theirs),
+    }
+
+
+def _curve(settings, race, repeats):
+    """Rows of 1, 2, 4, ... models: seconds for one step of all of them."""
+    rows = []
+    for n_seeds in (2**i for i in range(settings.most_seeds.bit_length())):
+        spent = statistics.median(race.ours(n_seeds)[1] for _ in range(repeats)) / settings.steps
+        rows.append({"n_seeds": n_seeds, "step_us": 1e6 * spent, "model_steps_per_s": n_seeds / spent})
+    return rows
+
+
+class Race:
+    """One kind of model, trained by us and by PyTorch from the same parameters on the same batches.
+
+    Args:
+        settings: `config.training`.
+        model: ours.
+        module: theirs: `module(model, params)`, whose `forward` is the loss.
+        batches: `(N_BATCHES, batch_size, inputs)`.
+    """
+
+    def __init__(self, settings: ConfigDict, model: Any, module: Callable[..., torch.nn.Module], batches: jax.Array):
+        self.settings, self.model, self.module = settings, model, module
+        inputs = batches.shape[-1]
+        self.flops = 5 * 2 * settings.batch_size * inputs * getattr(model, "n_hidden", 0)
+        # Each side's batches lie in memory as it draws them itself: ours with a row a feature, see `SparseFeatures`.
+        self.batches = jnp.array(batches.swapaxes(1, 2))
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.tensors = torch.tensor(np.asarray(batches), device=self.device)
+        self.key = jax.random.key(0)
+        order = jax.vmap(lambda i: _batch(jax.random.fold_in(self.key, i)))(jnp.arange(settings.steps))
+        self.order = order.tolist()
+
+    def ours(self, n_seeds: int) -> Timed:
+        """`sp.sweep`; what it reports as `run` is without compilation."""
+
+        def train(key, data):
+            return sp.fit(
+                self.model,
+                key,
+                lambda key, n: data["batches"][_batch(key)].T,
+                data_key=data["key"],
+                params=self.model.init(key),
+                steps=self.settings.steps,
+                batch_size=self.settings.batch_size,
+                optimizer=optax.adamw(RATE, weight_decay=DECAY),
+            )[1]["loss"]
+
+        data = {"key": self.key, "batches": self.batches}
+        # Four models a core at a time: their activations stay in its cache.
+        chunk = self.settings.chunk or (4 * jax.device_count() if jax.default_backend() == "cpu" else None)
+        found = sp.sweep(train, {}, self._keys(n_seeds), data_key=data, chunk=chunk, progress=False)
+        return found.rows["train"][0], found.seconds["run"]
+
+    def set_threads(self, side: Callable[..., Timed], threads: int) -> int:
+        """PyTorch gets so many, or 1 where that is faster just now: where a core is taken, its threads wait for each other."""
+
+        def spent(limit):
+            torch.set_num_threads(limit)
+            return min(side(self.settings.n_seeds, 3)[1] for _ in range(3))
+
+        limit = min((threads, 1), key=spent)
+        torch.set_num_threads(limit)
+        return limit
+
+    def loop(self, n_seeds: int, steps: int | None = None) -> Timed:
+        """One model after the other, as the published code trains them."""
+        losses = []
+        modules = self._modules(n_seeds)
+        started = time.perf_counter()
+        for module in modules:
+            optimizer = torch.optim.AdamW(module.parameters(), lr=RATE, weight_decay=DECAY)
+            for i in self.order[:steps]:
+                optimizer.zero_grad()
+                loss = module(self.tensors[i])
+                loss.backward()
+                optimizer.step()
+                losses.append(loss.detach())
+        found = torch.stack(losses).reshape(n_seeds, -1).cpu().numpy()  # waits for the device
+        return found, time.perf_counter() - started
+
+    def vmapped(self, n_seeds: int, steps: int | None = None) -> Timed:
+        """All models at once."""
+        losses = []
+        modules = self._modules(n_seeds)
+        params, _ = stack_module_state(modules)
+        optimizer = torch.optim.AdamW(params.values(), lr=RATE, weight_decay=DECAY)
+        step = vmap(grad_and_value(lambda params, x: functional_call(modules[0], params, (x,))), (0, None))
+        started = time.perf_counter()
+        for i in self.order[:steps]:
+            grads, loss = step({name: value.detach() for name, value in params.items()}, self.tensors[i])
+            for name, value in params.items():
+                value.grad = grads[name]
+            optimizer.step()
+            losses.append(loss)
+        found = torch.stack(losses, 1).cpu().numpy()
+        return found, time.perf_counter() - started
+
+    def _keys(self, n_seeds):
+        return jax.random.split(jax.random.key(1), n_seeds)
+
+    def _modules(self, n_seeds):
+        params = jax.tree.map(np.asarray, jax.vmap(self.model.init)(self._keys(n_seeds)))
+        return [
+            self.module(self.model, {name: value[i] for name, value in params.items()}).to(self.device) for i in range(n_seeds)
+        ]
+
+
+class _Module(torch.nn.Module):
+    def __init__(self, model, params):
+        super().__init__()
+        self.model = model
+        for name, value in params.items():
+            setattr(self, name, torch.nn.Parameter(torch.tensor(value)))
+
+
+class Toy(_Module):
+    """The loss of `sp.toy.ToyModel`."""
+
+    W: torch.Tensor
+    b: torch.Tensor
+    importance: torch.Tensor
+
+    def __init__(self, model, params):
+        super().__init__(model, params)
+        self.register_buffer("importance", torch.tensor(np.asarray(model.importance)))
+
+    def forward(self, z: torch.Tensor) -> torch.Tensor:
+        """The loss of one batch."""
+        reconstructed = torch.relu(torch.relu(z @ self.W) @ self.W.T + self.b)
+        return (self.importance * (z - reconstructed) ** 2).mean()
+
+
+class TopK(_Module):
+    """The loss of `sp.sae.TopK`."""
+
+    W_enc: torch.Tensor
+    b_enc: torch.Tensor
+    W_dec: torch.Tensor
+    b_dec: torch.Tensor
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """The loss of one batch."""
+        pre = x @ self.W_enc + self.b_enc
+        latents = torch.relu(pre)
+        kept = latents * (latents >= torch.topk(latents, self.model.k, dim=-1).values[..., -1:])
+        residual = x - (kept @ self.W_dec + self.b_dec)
+        silent = (kept == 0).all(dim=0)
+        predicted = (pre * silent) @ self.W_dec + self.b_dec
+        return (residual**2).mean() + self.model.aux_weight * ((residual - predicted) ** 2).mean()
+
+
+def _batch(key):
+    """Which batch a step reads: as random as its key."""
+    return jax.random.key_data(key)[-1] % N_BATCHES
+
+
+def _matmul(multiply):
+    """FLOP/s of the best of three products of square matrices."""
+    size = multiply()
+    spent = []
+    for _ in range(3):
+        started = time.perf_counter()
+        multiply()
+        spent.append(time.perf_counter() - started)
+    return 2 * size**3 / min(spent)
+
+
+def _jax_square(size):
+    x = jnp.full((size, size), 0.5)
+    return lambda: jnp.matmul(x, x).block_until_ready().shape[0]
+
+
+def _torch_square(size):
+    x = torch.full((size, size), 0.5, device="cuda" if torch.cuda.is_available() else "cpu")
+
+    def multiply():
+        y = x @ x
+        if y.is_cuda:
+            torch.cuda.synchronize()
+        return len(y)
+
+    return multiply
