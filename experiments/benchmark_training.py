@@ -1,8 +1,13 @@
 """The `training` suite of `experiments.benchmark`: many small models at once, beside PyTorch and the device's own matmul."""
 
+import os
 import statistics
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -15,13 +20,15 @@ from torch.func import functional_call, grad_and_value, stack_module_state, vmap
 from tqdm import tqdm
 
 import superpos as sp
-from superpos.results import Run
+from superpos.results import Run, read_json
 
 N_BATCHES = 16  # that the models see in turn
 RATE, DECAY = 1e-3, 0.01
 LOOP, VMAP, MATMUL = "PyTorch, one by one", "torch.func.vmap", "large matmul"
 # Times faster than each alternative; than a large matmul's rate: the share of it.
 TARGETS = {LOOP: {8: 10, 16: 10, 32: 10}, VMAP: {8: 3, 16: 3, 32: 3}, MATMUL: {8: 0.35, 32: 0.6}}
+
+COMPILE_TARGET = 30  # seconds, at most
 
 Timed = tuple[np.ndarray | None, float]  # losses (models, steps), and seconds for all of them
 
@@ -69,10 +76,11 @@ def compute(config: ConfigDict, run: Run, threads: int) -> dict[str, Any]:
             for side in timed[name]
             if side != "ours"
         ]
+    compilation = _compilation()
     matmul = [{"by": by, "gflops": rate / 1e9} for by, rate in zip(("jnp.matmul", "torch"), best, strict=True)]
     seconds = {"data": made - started, "timing": time.perf_counter() - made}
     n_hidden = settings.n_hidden[0]
-    return run.finish(rows, seconds, seeds=seeds, matmul=matmul, threads=threads, n_hidden=n_hidden)
+    return run.finish(rows, seconds, seeds=seeds, matmul=matmul, compilation=compilation, threads=threads, n_hidden=n_hidden)
 
 
 def _row(name, n_hidden, side, timed, settings):
@@ -94,6 +102,25 @@ def _row(name, n_hidden, side, timed, settings):
         "ours_min_us": min(ours),
         "theirs_min_us": min(theirs),
     }
+
+
+def _compilation():
+    """Rows: seconds that the default `toy_alignment` takes to compile, in a process of its own; its steps do not matter."""
+    rows = []
+    short = [f"--config.{field}=10" for field in ("toy.steps", "sae.steps")] + ["--config.eval.n_samples=20480"]
+    with tempfile.TemporaryDirectory() as folder:
+        for cache, target in (("empty", COMPILE_TARGET), ("filled", None)):
+            workdir = Path(folder) / cache
+            subprocess.run(
+                [sys.executable, "-m", "experiments.toy_alignment", *short, f"--workdir={workdir}"],
+                env={**os.environ, "JAX_COMPILATION_CACHE_DIR": f"{folder}/xla", "TQDM_DISABLE": "1"},
+                check=True,
+                capture_output=True,
+            )
+            spent = read_json(workdir / "results.json")["seconds"]["compile"]
+            met = None if target is None else spent <= target
+            rows.append({"program": "toy_alignment", "cache": cache, "seconds": spent, "target": target, "met": met})
+    return rows
 
 
 def _curve(settings, race, repeats):

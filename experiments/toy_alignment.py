@@ -175,6 +175,8 @@ def compute(config: ConfigDict, run: Run) -> dict[str, Any]:
         raise ValueError(f"config.n_seeds must be at least 2, to have a pair to compare, got {config.n_seeds}.")
     if not config.n_hidden:
         raise ValueError("config.n_hidden is empty: name at least one width.")
+    if config.chunk < 0:
+        raise ValueError(f"config.chunk must be at least 0, got {config.chunk}.")
     study = Study(config)
     init_key, data_key, eval_key = jax.random.split(jax.random.key(config.seed), 3)
     # Whatever is wrong with the settings shows here, before anything is written.

@@ -1,5 +1,6 @@
 """A run's folder: `config.json`, `results.json`, `figure.png` and checkpoints."""
 
+import glob
 import hashlib
 import json
 import math
@@ -29,7 +30,7 @@ class Run:
 
     def __init__(self, workdir: str | os.PathLike, experiment: str, config: dict[str, Any], *, keeps: bool = True):
         self.path, self.keeps = Path(workdir), keeps
-        self.config = json.loads(json.dumps(config))
+        self.config = json.loads(json.dumps(_finite(config, str)))
         self.experiment = experiment
         if self.path.exists() and not self.path.is_dir():
             raise ValueError(f"workdir must be a folder, but {self.path} is a file.")
@@ -87,23 +88,31 @@ class Run:
         import orbax.checkpoint as ocp
 
         self.claim()
-        tree = jax.tree.map(np.asarray, tree)
-        seal = {"run": self._described(), "name": name, "sha256": _digest(tree)}
+        # Leaves go by number: names may be alike, and containers sort them in their own ways.
+        found = [(path, np.asarray(leaf)) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)]
+        leaves = [leaf for _, leaf in found]
+        seal = {
+            "run": self._described(),
+            "name": name,
+            "sha256": _digest(leaves),
+            "leaves": [[_plain_path(path), str(leaf.dtype), list(leaf.shape)] for path, leaf in found],
+        }
         try:
+            self._clear(name)  # what a killed run left of it
             with self._checkpointer() as checkpointer:
-                parts = ocp.args.Composite(tree=ocp.args.StandardSave(tree), seal=ocp.args.JsonSave(seal))
+                parts = ocp.args.Composite(tree=ocp.args.StandardSave(_numbered(leaves)), seal=ocp.args.JsonSave(seal))
                 checkpointer.save(self._checkpoint(name), parts, force=True)
         except Exception as error:  # of the operating system, or of a library below that has its own
-            for part in self._checkpoint("").glob(f"{name}.*"):
-                shutil.rmtree(part, ignore_errors=True)
-            reason = "the disk is full" if "No space left" in str(error) else str(error).strip().splitlines()[0]
+            self._clear(name)
+            reason = (str(error).strip() or repr(error)).splitlines()[0]
+            reason = "the disk is full" if "No space left" in str(error) else reason
             raise OSError(
                 f"Checkpoint {name} could not be saved in {self.path} ({reason}); what was saved before is kept, and the same "
                 "run goes on from there."
             ) from error
 
     def load(self, name: str, like: Any = None) -> Any | None:
-        """The checkpoint `name`, None where there is none; `like` gives its structure, by default dicts and lists as saved.
+        """The checkpoint `name`, None where there is none; `like` gives its structure, by default dicts and lists.
 
         Raises:
             ValueError: the checkpoint is damaged, or of another run.
@@ -113,22 +122,24 @@ class Run:
 
         if name not in self.checkpoints():
             return None
-        if like is not None:
-            like = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), like)
         advice = f"remove {self._checkpoint(name)} to compute it anew, or name another workdir."
         try:
             with self._checkpointer() as checkpointer:
-                parts = ocp.args.Composite(tree=ocp.args.StandardRestore(like), seal=ocp.args.JsonRestore())
-                restored = checkpointer.restore(self._checkpoint(name), parts)
-            tree, seal = jax.tree.map(np.asarray, restored.tree), restored.seal
-            whole = seal["sha256"] == _digest(tree)
+                seal = checkpointer.restore(self._checkpoint(name), ocp.args.Composite(seal=ocp.args.JsonRestore())).seal
+                leaves = [np.zeros(shape, dtype) for _, dtype, shape in seal["leaves"]]
+                parts = ocp.args.Composite(tree=ocp.args.StandardRestore(_numbered(leaves)))
+                restored = checkpointer.restore(self._checkpoint(name), parts).tree
+            leaves = [np.asarray(restored.get(str(i), leaf)) for i, leaf in enumerate(leaves)]
+            whole = seal["sha256"] == _digest(leaves)
         except Exception as error:
             raise ValueError(f"Checkpoint {name} in {self.path} cannot be read: {advice}") from error
         if (seal["run"], seal["name"]) != (self._described(), name):
             raise ValueError(f"Checkpoint {name} in {self.path} belongs to another run: {advice}")
         if not whole:
             raise ValueError(f"Checkpoint {name} in {self.path} is damaged: {advice}")
-        return tree
+        if like is None:
+            return _nested([(path, leaf) for (path, _, _), leaf in zip(seal["leaves"], leaves, strict=True)])
+        return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
     def checkpoints(self) -> list[str]:
         """Names of the checkpoints that were saved whole."""
@@ -154,6 +165,10 @@ class Run:
             seal=ocp.JsonCheckpointHandler(multiprocessing_options=options),
         )
         return ocp.Checkpointer(handler, multiprocessing_options=options)
+
+    def _clear(self, name):
+        for part in self._checkpoint("").glob(f"{glob.escape(name)}.*"):
+            shutil.rmtree(part, ignore_errors=True)
 
     @property
     def _config_file(self):
@@ -214,15 +229,33 @@ def read_json(file: Path) -> Any:
         raise ValueError(f"{file} is not valid JSON ({error}): name another workdir.") from error
 
 
-def _digest(tree):
-    """SHA-256 of the arrays of a pytree, whatever containers hold them."""
-    import jax
-
+def _digest(leaves):
     digest = hashlib.sha256()
-    for leaf in jax.tree.leaves(tree):
+    for leaf in leaves:
         digest.update(f"{leaf.dtype}{leaf.shape}".encode())
         digest.update(np.ascontiguousarray(leaf).tobytes())
     return digest.hexdigest()
+
+
+def _numbered(leaves):
+    """Leaves as a dict by number; Orbax takes neither empty arrays nor nothing at all."""
+    return {str(i): leaf for i, leaf in enumerate(leaves) if leaf.size} or {"none": np.zeros(1)}
+
+
+def _plain_path(path):
+    """The keys of a leaf: numbers in sequences, text in everything else."""
+    return [key.idx if hasattr(key, "idx") else str(getattr(key, "key", getattr(key, "name", key))) for key in path]
+
+
+def _nested(found):
+    """Leaves by their keys, in dicts and lists."""
+    if len(found) == 1 and not found[0][0]:
+        return found[0][1]
+    groups: dict[Any, list[Any]] = {}
+    for (first, *rest), leaf in found:
+        groups.setdefault(first, []).append((rest, leaf))
+    inner = {key: _nested(group) for key, group in groups.items()}
+    return list(inner.values()) if inner and all(isinstance(key, int) for key in inner) else inner
 
 
 def _write_json(file, content):
@@ -232,10 +265,10 @@ def _write_json(file, content):
     part.replace(file)
 
 
-def _finite(content):
-    """The same with null for NaN and infinity, which JSON does not know."""
+def _finite(content, instead=lambda value: None):
+    """The same with something instead of NaN and infinity, which JSON does not know."""
     if isinstance(content, dict):
-        return {key: _finite(value) for key, value in content.items()}
+        return {key: _finite(value, instead) for key, value in content.items()}
     if isinstance(content, list | tuple):
-        return [_finite(value) for value in content]
-    return None if isinstance(content, float) and not math.isfinite(content) else content
+        return [_finite(value, instead) for value in content]
+    return instead(content) if isinstance(content, float) and not math.isfinite(content) else content

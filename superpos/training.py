@@ -2,6 +2,7 @@
 
 import contextlib
 import contextvars
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
@@ -9,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
+from jax.experimental.xla_metadata import set_xla_metadata
 from jaxtyping import Array, Key
 
 
@@ -76,6 +78,7 @@ def fit(
 Listener = Callable[[int], Callable[[Any], None]]
 # Who wants to know how far the loops are that are being traced: `sp.sweep`, for its progress bar.
 _listener: contextvars.ContextVar[Listener | None] = contextvars.ContextVar("listener", default=None)
+_counter = itertools.count()
 
 
 @contextlib.contextmanager
@@ -86,7 +89,11 @@ def listen(listener: Listener | None) -> Iterator[None]:
     """
     token = _listener.set(listener)
     try:
-        yield
+        if listener is None:
+            yield
+        else:  # a mark that no other trace has: an inner `jit` would bring back what it has traced for somebody else
+            with set_xla_metadata(listener=str(next(_counter))):
+                yield
     finally:
         _listener.reset(token)
 

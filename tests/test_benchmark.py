@@ -33,10 +33,11 @@ def test_both_sides_do_the_same_work(tmp_path):
     assert run.figure.stat().st_size > 10_000
 
 
-def test_models_are_trained_alike_by_all_sides(tmp_path):
+def test_models_are_trained_alike_by_all_sides(tmp_path, monkeypatch):
     pytest.importorskip("torch", reason="pip install -e '.[benchmark]'")
     config = small()
     config.suite = "training"
+    monkeypatch.setattr("experiments.benchmark_training._compilation", list)  # half a minute
     config.training.update({"n_hidden": (8,), "n_seeds": 3, "most_seeds": 2, "steps": 10, "batch_size": 128, "matmul": 64})
     run = Run(tmp_path / "run", "benchmark", config.to_dict())
     results = benchmark.compute(config, run)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -104,6 +105,55 @@ def test_results_do_not_depend_on_chunks(whole, chunk):
     close(found, whole)
 
 
+def test_odd_settings_and_pytrees_survive_saving(tmp_path):
+    class Pair(NamedTuple):
+        z: jax.Array
+        a: jax.Array
+
+    def train(key, data_key, scale, act, limit, seed_offset=0):
+        x = act(scale * jax.random.normal(key, (2,)))
+        twins = {"a": {"b": x.sum()}, "a.b": 2 * x.sum(), "w": x, "w[0]": x[0], "scale": scale}
+        return twins, Pair(x[1], x[0] > 0), [x.astype(jnp.bfloat16), None, jnp.zeros((0, 3))], jnp.minimum(limit, 3.0)
+
+    grid = {"scale": jnp.logspace(-1, 1, 3), "act": [jnp.tanh, jax.nn.relu], "limit": [2.0, np.inf]}
+    found = sp.sweep(train, grid, KEYS, workdir=tmp_path / "run")
+    assert found.layout.axes[0].labels == [0.1, 1.0, 10.0]
+    assert found.layout.axes[1].labels == ["tanh", "relu"]
+    again = sp.sweep(train, grid, KEYS, workdir=tmp_path / "run")
+    assert again.programs == 0
+    assert jax.tree.structure(again.rows["train"]) == jax.tree.structure(found.rows["train"])
+    assert equal(again, found)
+    loaded, point = sweeps.load(tmp_path / "run"), {"scale": 10.0, "act": "relu", "limit": np.inf, "seed": 2}
+    twins, pair, (x, _), limit = loaded.load(**point)
+    expected = train(KEYS[2], None, np.float32(10), jax.nn.relu, np.inf)
+    np.testing.assert_allclose(twins["w"], expected[0]["w"], rtol=1e-6)
+    assert twins["a.b"] == 2 * twins["a"]["b"]
+    assert (pair["a"], limit, str(x.dtype)) == (bool(expected[1].a), 3.0, "bfloat16")
+    assert set(found.states) >= {"0.a.b", "0.a.b_", "0.w", "0.w[0]_", "0.scale", "1.z", "3"}
+    np.testing.assert_allclose(found.states["0.scale"].sel(scale=0.1), 0.1, rtol=1e-6)
+
+
+def test_what_would_depend_on_chunks_is_told():
+    with pytest.warns(RuntimeWarning, match="rbg keys draw numbers that depend"):
+        sp.sweep(lambda key, data_key: jax.random.normal(key), {}, jax.random.split(jax.random.key(0, impl="rbg"), 2))
+
+
+def test_chunks_bound_what_is_in_flight(monkeypatch):
+    calls = []
+    run = sweeps.Program.__call__
+    monkeypatch.setattr(
+        sweeps.Program, "__call__", lambda self, i, inputs: calls.append(jax.tree.leaves(inputs)) or run(self, i, inputs)
+    )
+    settings = {"grid": {"width": [2], "scale": [0.5, 1.0]}, "keys": jax.random.split(jax.random.key(0), 7), "score": score}
+    for chunk in (1, 3, 8, 60):
+        calls.clear()
+        sp.sweep(train, **settings, chunk=chunk)
+        rows = [leaves for leaves in calls if leaves[0].ndim == 2 and leaves[0].dtype == np.uint32]
+        pairs = [leaves for leaves in calls if leaves[0].dtype != np.uint32]
+        assert max(leaves[0].shape[0] for leaves in rows) <= chunk
+        assert max(leaves[0].shape[0] * leaves[0].shape[1] * leaves[2].shape[1] for leaves in pairs) <= chunk
+
+
 def test_little_memory_makes_small_chunks():
     def hungry(key, data_key):
         matrix = jax.random.normal(key, (500, 500))
@@ -114,7 +164,7 @@ def test_little_memory_makes_small_chunks():
     assert plenty.programs == 1
     assert little.programs > 1
     close(plenty, little)
-    with pytest.warns(RuntimeWarning, match="MiB of memory"):
+    with pytest.warns(RuntimeWarning, match="Even one model a device"):
         close(plenty, sp.sweep(hungry, {}, keys, memory=2**18))
 
 
@@ -159,16 +209,22 @@ rank, port, workdir = int(sys.argv[1]), sys.argv[2], sys.argv[3]
 jax.config.update("jax_num_cpu_devices", 2)
 jax.distributed.initialize(f"localhost:{port}", 2, rank)
 import superpos as sp
-from tests.test_sweeps import GRID, KEYS, score, train
+from tests.test_sweeps import KEYS, score, train
 
 for again in range(2):
-    found = sp.sweep(train, GRID, KEYS, score=score, chunk=3, workdir=workdir)
+    found = sp.sweep(train, {"width": [2, 3], "scale": [0.5]}, KEYS, score=score, chunk=20, workdir=workdir)
     assert found.programs == (0 if again else 1)
     np.savez(f"{workdir}-{rank}-{again}.npz", *jax.tree.leaves(found.rows))
+try:
+    sp.sweep(train, {"width": [2], "scale": [0.5]}, KEYS, workdir=workdir)
+except ValueError as error:
+    assert "another configuration" in str(error), error  # on both, though only one has read it
+else:
+    raise AssertionError
 """
 
 
-def test_two_processes_share_a_sweep(whole, tmp_path):
+def test_two_processes_share_a_sweep(tmp_path):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = str(free.getsockname()[1])
@@ -179,7 +235,8 @@ def test_two_processes_share_a_sweep(whole, tmp_path):
         for process in both:
             process.kill()
     assert [process.returncode for process in both] == [0, 0], errors
-    leaves = jax.tree.leaves(whole.rows)
+    alone = sp.sweep(train, {"width": [2, 3], "scale": [0.5]}, KEYS, score=score)
+    leaves = jax.tree.leaves(alone.rows)
     for rank in range(2):
         for again in range(2):
             found = np.load(tmp_path / f"run-{rank}-{again}.npz")
@@ -330,8 +387,14 @@ def test_progress_reaches_its_total_inside_the_program(monkeypatch, capsys):
         ({"grid": {"width": [2], "scale": []}}, r"grid\['scale'\] is empty"),
         ({"grid": {"width": [2], "scale": [1.0, 1.0]}}, r"grid\['scale'\] has a value twice"),
         ({"keys": KEYS[:0]}, "keys must be an array with a row a seed"),
-        ({"chunk": 0}, "chunk must be at least 1, got 0"),
-        ({"memory": -1}, "memory must be at least 1"),
+        ({"grid": {"width": [2], "seed": [1.0]}}, "grid has 'seed', but train takes"),
+        ({"keys": jax.random.PRNGKey(0)}, "what looks like one"),
+        ({"keys": np.array([2**40, 1])}, "keys do not fit into int32"),
+        ({"devices": []}, "at least one device"),
+        ({"chunk": 0}, "chunk must be a whole number, at least 1, got 0"),
+        ({"chunk": 2.5}, "chunk must be a whole number"),
+        ({"memory": -1}, "memory must be a whole number"),
+        ({"score": score, "pairs": [(0, 1), (2,)]}, "pairs must list"),
         ({"score": score, "pairs": "all"}, "pairs takes 'ordered', 'unordered' or a list"),
         ({"score": score, "pairs": [(0, 5)]}, "pairs must hold seeds from 0 to 4, got 0 to 5"),
         ({"score": score, "keys": KEYS[:1]}, "at least 2 seeds"),

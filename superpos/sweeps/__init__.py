@@ -16,13 +16,15 @@ import numpy as np
 from jaxtyping import Array, Key
 
 from superpos.results import Run, read_json
+from superpos.sweeps.processes import agree, together
 from superpos.sweeps.program import Bar, Program, free_memory
-from superpos.sweeps.study import Study, read, save_piece
+from superpos.sweeps.study import Study, read
 from superpos.sweeps.table import Axis, Layout, Results
 
 __all__ = ["Axis", "Results", "load", "sweep"]
 
 Tree = Any
+RESERVED = ("key", "data_key", "seed", "source", "target", "pair", "leaves")
 
 
 def sweep(
@@ -42,9 +44,10 @@ def sweep(
 ) -> Results:
     """Runs `train` on every point of a grid with every seed, then `score` on pairs of seeds, as one compiled program.
 
-    Settings whose values are floats (or arrays) are vmapped like the seeds. All others - widths, k, names - are unrolled: each
-    combination is a branch of the same program. Models are trained and kept first, then compared. Devices take equal shares of
-    every chunk; under `jax.distributed` those of all processes do, and each process gets all results.
+    Settings whose values are floats (or arrays of one shape) are vmapped like the seeds, and reach `train` as arrays of JAX's
+    default float. All others - widths, k, names - are unrolled: each combination is a branch of the same program. Models are
+    trained and kept first, then compared. Devices take equal shares of every chunk; under `jax.distributed` those of all
+    processes do, and each process gets all results.
 
     Args:
         train: `train(key, data_key, **settings) -> pytree of arrays`, one model of one point; pure.
@@ -59,7 +62,8 @@ def sweep(
             many as fit into `memory`.
         memory: bytes that this process may use; by default half of what is free on CPU, 80 % on an accelerator.
         workdir: a folder that keeps each finished chunk. The same sweep goes on from there, with the same result bit for bit
-            where `chunk` and devices are the same too; see also `load`.
+            where `chunk` and devices are the same too; see also `load`. What functions compute is part of what makes a sweep the
+            same, host callbacks in them excepted.
         devices: by default all.
         progress: whether to show a bar on standard error; by default where that is a terminal and TQDM_DISABLE is not set. A
             program that reports progress is compiled anew in each run: JAX's persistent compilation cache takes none with
@@ -69,7 +73,8 @@ def sweep(
         `Results`.
 
     Warns:
-        RuntimeWarning: NaN or infinity in what `train` returned, with point and seed; all other points are unaffected.
+        RuntimeWarning: NaN or infinity in what `train` returned, with point and seed; all other points are unaffected. More than
+            the memory is needed; keys that draw other numbers under `vmap`.
 
     Raises:
         ValueError: an argument that does not fit; a workdir of another sweep, or with a damaged checkpoint.
@@ -83,53 +88,56 @@ def sweep(
     >>> round(float(found.states["norm"].sel(scale=2.0, width=1000).mean("seed")))
     63
     """
+    started = time.perf_counter()
+    keys = _keys(keys)
     axes = _axes(grid, train)
-    if np.ndim(keys) < 1 or len(keys) < 1:
-        raise ValueError(f"keys must be an array with a row a seed, got shape {np.shape(keys)}.")
     listed = None if score is None else _pairs(pairs, len(keys))
     for name, value in (("chunk", chunk), ("memory", memory)):
-        if value is not None and value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}.")
-    started = time.perf_counter()
+        if value is not None and (not isinstance(value, int | np.integer) or value < 1):
+            raise ValueError(f"{name} must be a whole number, at least 1, got {value!r}.")
     devices = jax.devices() if devices is None else list(devices)
+    if not devices or len(set(devices)) < len(devices):
+        raise ValueError(f"devices must list at least one device, and none twice, got {devices}.")
     # Seeds that nobody else takes: no key should serve twice.
     data_key = jax.random.key(0xDA7A5EED) if data_key is None else data_key
     eval_key = jax.random.key(0xE7A15EED) if eval_key is None else eval_key
     layout = Layout(axes, len(keys), listed)
-    study = Study(_bare(train), None if score is None else _bare(score), layout, keys, data_key, eval_key)
+    study = Study(train, score, layout, keys, data_key, eval_key)
 
     first = jax.process_index() == 0  # the one that reads and writes
-    run = Run(workdir, "sweep", study.describe()) if workdir is not None and first else None
-    if run is not None:
-        study.restore(run)
-    if workdir is not None and jax.process_count() > 1:
+    run: Any = None  # None on all others
+    if workdir is not None:
+        run = together(lambda: Run(workdir, "sweep", study.describe()))
+        together(lambda: study.restore(run))
         study.broadcast()
     if progress is None:  # where processes would differ in it, so would their programs
         progress = sys.stderr.isatty() and jax.process_count() == 1 and not os.environ.get("TQDM_DISABLE")
     bar = Bar(progress, "sweep", shown=first)
     compiled = time.perf_counter()
-    n_programs = 0
+    n_programs = n_bytes = 0
     limits = (chunk or math.inf, chunk or math.inf)
-    sizes = study.sizes(*limits, len(devices))
-    if any(study.pieces(sizes)):
-        if run is not None:
-            run.claim()
-        budget = memory or (free_memory(devices) if chunk is None else math.inf)
+    if any(study.pieces(study.sizes(*limits, len(devices)))):
+        if workdir is not None:
+            together(lambda: run.claim())
+        budget = agree(memory or (free_memory(devices) if chunk is None else math.inf))
         program, sizes, n_programs = _compile(study, limits, devices, bar, budget)
-        compiled = time.perf_counter()
+        n_bytes, compiled = program.memory, time.perf_counter()
         bar.open([branch.runs for branch in program.branches])
         try:
-            for piece in study.pieces(sizes):
-                found = study.do(piece, program, sizes)
-                if run is not None:
-                    save_piece(run, piece, found)
-                study.fill(piece, found)
-                if first and piece.stage == "train":
-                    _warn(layout.failures(piece.config, piece.block[0][0], found))
+            for stage in study.stages:
+                for piece in study.pieces(sizes, [stage]):
+                    found = study.do(piece, program, sizes)
+                    if workdir is not None:
+                        together(lambda: run.save(piece.name, found))  # noqa: B023
+                    study.fill(piece, found)
+                if stage == "train" and first:
+                    _warn(layout, study.stages["train"].trees)
         finally:
             bar.close()
+    elif first:
+        _warn(layout, study.stages["train"].trees)
     seconds = {"compile": compiled - started, "run": time.perf_counter() - compiled}
-    return Results(layout, {name: stage.trees for name, stage in study.stages.items()}, n_programs, seconds)
+    return Results(layout, {name: stage.trees for name, stage in study.stages.items()}, n_programs, n_bytes, seconds)
 
 
 def load(workdir: str | os.PathLike) -> Results:
@@ -139,64 +147,112 @@ def load(workdir: str | os.PathLike) -> Results:
         ValueError: no sweep is there, it is not finished, or a checkpoint is damaged.
     """
     path = Path(workdir)
-    described = read_json(path / "config.json") if (path / "config.json").is_file() else {}
-    if described.get("experiment") != "sweep":
+    described = read_json(path / "config.json") if (path / "config.json").is_file() else None
+    if not isinstance(described, dict) or described.get("experiment") != "sweep":
         raise ValueError(f"workdir {path} holds no sweep.")
     config = described["config"]
     run = Run(path, "sweep", config)
-    axes = tuple(
-        Axis(name, tuple(labels), np.asarray(labels) if name in config["vmapped"] else None)
-        for name, labels in config["grid"].items()
-    )
-    layout = Layout(axes, config["n_seeds"], None if config["pairs"] is None else np.asarray(config["pairs"]))
+    axes = []
+    for name, labels in config["grid"].items():
+        vmapped = name in config["vmapped"]
+        labels = [float(label) for label in labels] if vmapped else labels  # infinity is kept as text
+        axes.append(Axis(name, tuple(labels), np.asarray(labels) if vmapped else None))
+    layout = Layout(tuple(axes), config["n_seeds"], None if config["pairs"] is None else np.asarray(config["pairs"]))
     return Results(layout, {name: stage.trees for name, stage in read(run, layout, config["stages"]).items()})
 
 
 def _compile(study, limits, devices, bar, budget):
     """The program, with calls as large as the memory allows; the number of programs that were compiled to find out."""
-    for attempt in range(1, 5):  # noqa: B007
+    smallest, measured = study.sizes(1, 1, len(devices)), []
+    for attempt in range(1, 5):
         sizes = study.sizes(*limits, len(devices))
         program = Program(study.branches(sizes), study.shared, devices, bar)
-        smallest = sizes == study.sizes(1, 1, len(devices))
-        if program.memory <= budget or smallest:
+        need = agree(program.memory, largest=True)
+        if need <= budget or sizes == smallest:
             break
-        # Memory is about proportional to what is in flight.
-        shrink = 0.9 * budget / program.memory
-        limits = tuple(max(1, int(n * shrink)) for n in (sizes.rows, math.prod(sizes.pairs)))
-    if program.memory > budget:
+        # So much of the largest call fits: first as if memory were proportional to it, then by two points, at last the least.
+        measured.append((1.0 if not measured else share, need))
+        if len(measured) == 1:
+            share, whole = budget / need, (sizes.rows, math.prod(sizes.pairs))
+        else:
+            (x0, y0), (x1, y1) = measured[-2:]
+            slope = (y0 - y1) / (x0 - x1) if x0 > x1 else math.inf
+            share = x1 + (budget - y1) / slope if slope > 0 else 0
+        share = max(0, 0.95 * share) if attempt < 3 else 0
+        limits = tuple(max(1, int(n * share)) for n in whole)
+    if need > budget:
         warnings.warn(
-            f"One model a device takes about {program.memory / 2**20:,.0f} MiB of the {budget / 2**20:,.0f} MiB of memory.",
+            f"Even one model a device takes about {need / 2**20:,.1f} MiB, with memory for {budget / 2**20:,.1f} MiB.",
             RuntimeWarning,
             stacklevel=3,
         )
     return program, sizes, attempt
 
 
+def _keys(keys):
+    """The keys as an array with a row a seed."""
+    if isinstance(keys, list | tuple) and keys and all(isinstance(key, jax.Array) for key in keys):
+        keys = jnp.stack(keys)
+    if isinstance(keys, jax.core.Tracer):
+        raise ValueError("sp.sweep makes a compiled program of its own: call it outside of jit and vmap.")
+    if np.ndim(keys) < 1 or len(keys) < 1:
+        raise ValueError(f"keys must be an array with a row a seed, got shape {np.shape(keys)}.")
+    if getattr(keys, "dtype", None) == np.uint32 and np.ndim(keys) == 1:
+        raise ValueError("keys must hold a key for each seed, got what looks like one: pass jax.random.split(key, n_seeds).")
+    array = jnp.asarray(keys)
+    if not jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
+        if not np.array_equal(np.asarray(array), np.asarray(keys)):
+            raise ValueError(f"keys do not fit into {array.dtype}: pass smaller numbers, or jax.random.split(key, n_seeds).")
+    elif str(jax.random.key_impl(array)) != "threefry2x32":
+        warnings.warn(
+            f"Under vmap {jax.random.key_impl(array)} keys draw numbers that depend on how many are mapped: results will then "
+            "depend on chunk and devices. Threefry keys do not.",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+    return array
+
+
 def _axes(grid, train):
-    parameters = inspect.signature(train).parameters.values()
+    if not isinstance(grid, Mapping):
+        raise ValueError(f"grid must map the names of settings to their values, got {type(grid).__name__}.")
+    parameters = list(inspect.signature(train).parameters.values())
     open_ended = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters)
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+    named = [parameter.name for parameter in parameters if parameter.kind in positional]
+    if len(named) < 2 and "args" not in named:
+        raise ValueError(f"train must take key and data_key first, then settings; it takes {inspect.signature(train)}.")
     named = [parameter.name for parameter in parameters][2:]
     axes = []
     for name, values in grid.items():
         if not open_ended and name not in named:
             raise ValueError(f"grid has {name!r}, but train takes the settings {named}.")
+        if name in RESERVED:
+            raise ValueError(f"grid has {name!r}, which has a meaning of its own in results: name the setting otherwise.")
         if isinstance(values, str) or not hasattr(values, "__len__"):
             raise ValueError(f"grid[{name!r}] must list the values of a setting, got {values!r}.")
         if len(values) == 0:
             raise ValueError(f"grid[{name!r}] is empty: list at least one value.")
-        array = None
-        if isinstance(values, (np.ndarray, jax.Array)) or all(
-            isinstance(v, (int, float, np.number)) and not isinstance(v, bool) for v in values
+        values = [_plain(value) for value in values]
+        numbers = all(isinstance(value, int | float | np.ndarray) and not isinstance(value, bool) for value in values)
+        array = np.asarray(values) if numbers and len({np.shape(value) for value in values}) == 1 else np.empty(0, object)
+        array = array.astype(jnp.result_type(float)) if array.dtype.kind == "f" else None
+        axis = Axis(name, tuple(values), array)
+        if len(set(axis.labels)) < len(values) or len({value for value in values if np.ndim(value) == 0}) < sum(
+            np.ndim(value) == 0 for value in values
         ):
-            array = np.asarray(values)
-        if array is not None and not jnp.issubdtype(array.dtype, jnp.floating):
-            array = None
-        values = tuple(value.item() if isinstance(value, np.generic) else value for value in values)
-        axis = Axis(name, values, None if array is None else array.astype(jnp.result_type(float)))
-        if len(set(axis.labels)) < len(values):
             raise ValueError(f"grid[{name!r}] has a value twice: {axis.labels}.")
         axes.append(axis)
     return tuple(axes)
+
+
+def _plain(value):
+    """A number as Python has it, in as few digits as its precision takes; an array as NumPy has it."""
+    if isinstance(value, np.ndarray | np.generic | jax.Array):
+        value = np.asarray(value)
+        value = float(str(value)) if value.ndim == 0 and jnp.issubdtype(value.dtype, jnp.floating) else value
+        return value.item() if np.ndim(value) == 0 and isinstance(value, np.ndarray) else value
+    return value
 
 
 def _pairs(pairs, n_seeds):
@@ -207,7 +263,10 @@ def _pairs(pairs, n_seeds):
         if n_seeds < 2:
             raise ValueError(f"keys must hold at least 2 seeds, to have a pair to compare, got {n_seeds}.")
         return None if pairs == "ordered" else np.stack(np.triu_indices(n_seeds, 1), axis=1)
-    array = np.asarray(pairs)
+    try:
+        array = np.asarray(pairs)
+    except ValueError:  # ragged
+        array = np.empty(0)
     if array.ndim != 2 or array.shape[1] != 2 or not len(array) or array.dtype.kind not in "iu":
         raise ValueError(f"pairs must list (a, b) of seeds, at least one, got shape {array.shape} of {array.dtype}.")
     if array.min() < 0 or array.max() >= n_seeds:
@@ -215,14 +274,9 @@ def _pairs(pairs, n_seeds):
     return array
 
 
-def _bare(function):
-    """A function without its own `jit`: what that has traced before reports no progress."""
-    while hasattr(function, "lower") and hasattr(function, "__wrapped__"):
-        function = function.__wrapped__
-    return function
-
-
-def _warn(failed):
+def _warn(layout, trees):
+    """Names the models with NaN or infinity."""
+    failed = [failure for config, tree in enumerate(trees) for failure in layout.failures(config, 0, tree)]
     if not failed:
         return
     seeds: dict[str, list[str]] = {}

@@ -1,6 +1,7 @@
 """One compiled program with a branch for everything that a sweep does; its devices, memory and progress."""
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -10,6 +11,7 @@ from jax import lax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from superpos import training
+from superpos.sweeps.processes import gather
 
 Tree = Any
 
@@ -96,11 +98,7 @@ class Program:
         outputs = self.compiled(jnp.int32(which), arguments, self.shared)[which]
         outputs = jax.block_until_ready(outputs)
         self.bar.finish(which)
-        if jax.process_count() == 1:
-            return jax.device_get(outputs)
-        from jax.experimental import multihost_utils
-
-        return jax.tree.map(lambda leaf: multihost_utils.process_allgather(leaf, tiled=True), outputs)
+        return gather(outputs)
 
     def _sharding(self, spec):
         return NamedSharding(self.mesh, spec)
@@ -187,7 +185,12 @@ def free_memory(devices: Sequence[jax.Device]) -> int:
         return int(0.8 * sum(found["bytes_limit"] - found.get("bytes_in_use", 0) for found in stats))
     import psutil
 
-    return psutil.virtual_memory().available // 2
+    free = psutil.virtual_memory().available
+    limits = [Path("/sys/fs/cgroup") / name for name in ("memory.max", "memory.current")]  # of a container or a batch job
+    if all(file.is_file() for file in limits):
+        most, used = (file.read_text().strip() for file in limits)
+        free = min(free, int(most) - int(used)) if most.isdigit() else free
+    return max(1, free // 2)
 
 
 def _place(tree, shardings):

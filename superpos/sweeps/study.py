@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from superpos.results import Run
+from superpos.sweeps.processes import share
 from superpos.sweeps.program import Branch, Program
 from superpos.sweeps.table import Layout, path_name
 
@@ -91,18 +92,11 @@ class Stage:
         if not inside or piece.config >= len(self.structs):
             raise ValueError(f"Checkpoint {piece.name} does not belong to this sweep: remove it, or name another workdir.")
         shape = tuple(end - first for first, end in piece.block)
-        self.fill(piece, load_piece(run, piece, _batch(self.structs[piece.config], *shape)))
-
-
-def save_piece(run: Run, piece: Piece, found: Tree) -> None:
-    """Saves what a piece found."""
-    run.save(piece.name, {"found": found})
-
-
-def load_piece(run: Run, piece: Piece, like: Tree = None) -> Tree:
-    """What an earlier run saved: see `Run.load`."""
-    loaded: Any = run.load(piece.name, None if like is None else {"found": like})
-    return loaded["found"]
+        found = run.load(piece.name, self.structs[piece.config])
+        shapes = [(*shape, *struct.shape) for struct in jax.tree.leaves(self.structs[piece.config])]
+        if [leaf.shape for leaf in jax.tree.leaves(found)] != shapes:
+            raise ValueError(f"Checkpoint {piece.name} does not belong to this sweep: remove it, or name another workdir.")
+        self.fill(piece, found)
 
 
 def read(run: Run, layout: Layout, names: Sequence[str]) -> dict[str, Stage]:
@@ -119,7 +113,7 @@ def read(run: Run, layout: Layout, names: Sequence[str]) -> dict[str, Stage]:
             mine = [piece for piece in pieces if (piece.stage, piece.config) == (name, config)]
             if not mine:
                 raise ValueError(f"The sweep in {run.path} is not finished: run it again, it goes on where it stopped.")
-            structs.append(_take(load_piece(run, mine[0]), first))
+            structs.append(_take(run.load(mine[0].name), first))
         stage = Stage(structs, layout.shape(name))
         for piece in pieces:
             if piece.stage == name:
@@ -165,6 +159,10 @@ class Study:
         )
         self.trainers = [trainer(config) for config in self.configs]
         traced = [jax.make_jaxpr(one, return_shape=True)(key, point, shared) for one in self.trainers]
+        for _, struct in traced:
+            for path, leaf in jax.tree_util.tree_leaves_with_path(struct):
+                if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+                    raise ValueError(f"train returns a typed key in {path_name(path)!r}: return its jax.random.key_data.")
         self.functions = {"train": [jaxpr for jaxpr, _ in traced]}
         self.stages = {"train": Stage([struct for _, struct in traced], layout.shape("train"))}
         if score is not None:
@@ -182,9 +180,10 @@ class Study:
 
         # Where models are alike and `score` asks for nothing that differs, one branch serves several settings.
         self.scorers, self.scorer_of, known, traced = [], [], {}, []
-        for config, struct in zip(self.configs, self.stages["train"].structs, strict=True):
+        for i, (config, struct) in enumerate(zip(self.configs, self.stages["train"].structs, strict=True)):
             asked = {name: value for name, value in config.items() if name in wanted}
-            alike = str((asked, jax.tree.structure(struct), jax.tree.leaves(struct)))
+            at = self.layout.index(i)
+            alike = str(([at[name] for name in asked], jax.tree.structure(struct), jax.tree.leaves(struct)))
             if alike not in known:
                 known[alike] = len(self.scorers)
                 self.scorers.append((scorer(asked), struct))
@@ -214,8 +213,8 @@ class Study:
         shape = self.layout.shape("score")
         if self.layout.pairs is not None:
             return Sizes(rows, (_share(shape[0], pairs, n_devices),), 0)
-        targets = _share(shape[2], pairs, 1)
-        sources, points = _share(shape[1], pairs // targets, 1), 1
+        targets = shape[2] if pairs >= shape[1] * shape[2] else _share(shape[2], max(1, pairs // n_devices), 1)
+        sources, points = _share(shape[1], max(1, pairs // targets), 1), 1
         if sources == shape[1]:
             points = _share(shape[0], pairs // (targets * sources), 1)
         # Devices share the points or the sources, whichever leaves fewer of them idle.
@@ -264,11 +263,11 @@ class Study:
             branches.append(Branch(call, inputs, outputs, split_inputs, sizes.split, n_runs))
         return branches
 
-    def pieces(self, sizes: Sizes) -> Iterator[Piece]:
+    def pieces(self, sizes: Sizes, stages: Sequence[str] = ("train", "score")) -> Iterator[Piece]:
         """What is left to do, models first."""
-        for stage, name in [(stage, name) for name, stage in self.stages.items()]:
+        for name in stages:
             size = (sizes.rows,) if name == "train" else sizes.pairs
-            for config, done in enumerate(stage.done):
+            for config, done in enumerate(self.stages[name].done if name in self.stages else ()):
                 for block in _blocks(done, size):
                     yield Piece(name, config, block)
 
@@ -313,14 +312,9 @@ class Study:
             self.stages[piece.stage].restore(piece, run)
 
     def broadcast(self) -> None:
-        """Gives all processes what the first one has."""
-        from jax.experimental import multihost_utils
-
-        def share(array):  # one by one: collectives of one program may meet in another order on another process
-            return multihost_utils.broadcast_one_to_all(array.astype(np.int32) if array.dtype == bool else array).astype(
-                array.dtype
-            )
-
+        """Gives all processes what the first one has read."""
+        if jax.process_count() == 1:
+            return
         for stage in self.stages.values():
             stage.done = [share(done) for done in stage.done]
             if any(done.any() for done in stage.done):
@@ -400,11 +394,12 @@ def _digest(tree):
 
 def _fingerprint(jaxprs):
     """A digest of what functions compute: their jaxprs, with all constants, but without addresses in memory."""
-    digest = hashlib.sha256(json.dumps([jax.__version__, jax.config.jax_enable_x64]).encode())
+    settings = [jax.__version__, jax.config.jax_enable_x64, jax.config.jax_threefry_partitionable]
+    digest = hashlib.sha256(json.dumps(settings).encode())
     for jaxpr in jaxprs:
         digest.update(re.sub(r"0x[0-9a-f]+", "", str(jaxpr)).encode())
         for constant in _constants(jaxpr):
-            digest.update(np.ascontiguousarray(constant).tobytes())
+            digest.update(np.ascontiguousarray(_raw(constant)[0]).tobytes())
     return digest.hexdigest()
 
 
@@ -413,11 +408,11 @@ def _constants(found):
     from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
     if isinstance(found, ClosedJaxpr):
-        yield from (np.asarray(constant) for constant in found.consts)
+        yield from found.consts
         found = found.jaxpr
     if isinstance(found, Jaxpr):
         for equation in found.eqns:
-            yield from (np.asarray(at.val) for at in equation.invars if isinstance(at, Literal) and np.ndim(at.val))
+            yield from (at.val for at in equation.invars if isinstance(at, Literal) and np.ndim(at.val))
             for parameter in equation.params.values():
                 yield from _constants(parameter)
     elif isinstance(found, list | tuple):

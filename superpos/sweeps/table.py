@@ -21,12 +21,36 @@ class Axis:
     values: tuple[Any, ...]
     array: np.ndarray | None
 
-    @property
+    @functools.cached_property
     def labels(self) -> list[Any]:
-        """The values as coordinates: arrays by their index, other objects by their text."""
+        """The values as coordinates: arrays by their index, functions by their name, other objects by their text."""
         if self.array is not None and self.array.ndim > 1:
             return list(range(len(self.values)))
-        return [value if isinstance(value, (bool, int, float, str)) else str(value) for value in self.values]
+        labels = [_label(value) for value in self.values]
+        return [
+            f"{label} #{i}" if isinstance(label, str) and labels.count(label) > 1 else label for i, label in enumerate(labels)
+        ]
+
+    def index(self, value: Any) -> int:
+        """The position of a value or label.
+
+        Raises:
+            ValueError: there is none.
+        """
+        for i, (own, label) in enumerate(zip(self.values, self.labels, strict=True)):
+            same_kind = isinstance(value, bool) == isinstance(label, bool) and np.ndim(value) == 0
+            if value is own or (same_kind and value == label):
+                return i
+        raise ValueError(f"{self.name} has the values {self.labels}, got {value!r}.")
+
+
+def _label(value):
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if hasattr(value, "__name__"):
+        return value.__name__
+    text = str(value)
+    return type(value).__name__ if " at 0x" in text or len(text) > 60 else text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +84,14 @@ class Layout:
         index = np.indices(self.grid).reshape(len(self.grid), math.prod(self.grid))
         return {axis.name: np.asarray(axis.array)[i] for axis, i in zip(self.vmapped, index, strict=True)}
 
+    def index(self, config: int, point: int = 0) -> dict[str, int]:
+        """Which value of each setting a combination of unrolled ones and a point have."""
+        unrolled = [axis for axis in self.axes if axis.array is None]
+        found = np.unravel_index(config, tuple(len(axis.values) for axis in unrolled))
+        at = np.unravel_index(point, self.grid)
+        names = [axis.name for axis in (*unrolled, *self.vmapped)]
+        return {name: int(i) for name, i in zip(names, (*found, *at), strict=True)}
+
     def shape(self, stage: str) -> tuple[int, ...]:
         """Leading axes of what a stage finds: rows of point and seed; points and seeds of pairs, or rows of point and pair."""
         n_points = math.prod(self.grid)
@@ -84,12 +116,8 @@ class Layout:
         failures = []
         for row, leaves in sorted(found.items()):
             point, seed = divmod(row, self.n_seeds)
-            at = dict(zip((axis.name for axis in self.vmapped), np.unravel_index(point, self.grid), strict=True))
-            settings = {
-                axis.name: axis.labels[at[axis.name]] if axis.name in at else self.configs[config][axis.name]
-                for axis in self.axes
-            }
-            failures.append({**settings, "seed": seed, "leaves": leaves})
+            at = self.index(config, point)
+            failures.append({**{axis.name: axis.labels[at[axis.name]] for axis in self.axes}, "seed": seed, "leaves": leaves})
         return failures
 
 
@@ -102,12 +130,14 @@ class Results:
         rows: for each stage ("train", "score") and combination of unrolled settings the pytree that the function returned,
             leaves `(*layout.shape(stage), ...)`.
         programs: how many programs were compiled; 0 where all was found in the workdir.
+        memory: bytes that one call of the program takes, on all devices of this process together.
         seconds: time spent on `compile` and `run`.
     """
 
     layout: Layout
     rows: dict[str, list[Tree]]
     programs: int = 0
+    memory: int = 0
     seconds: dict[str, float] = dataclasses.field(default_factory=dict)
 
     @property
@@ -131,17 +161,13 @@ class Results:
                 raise ValueError(f"The sweep has no setting {name!r}; it has {names}.")
         branch, index = 0, []
         for axis in self.layout.axes:
-            labels = axis.labels
-            if axis.name not in settings and len(labels) > 1:
-                raise ValueError(f"Name {axis.name}: it has the values {labels}.")
-            value = settings.get(axis.name, labels[0])
-            value = value if value in labels else str(value)
-            if value not in labels:
-                raise ValueError(f"{axis.name} has the values {labels}, got {settings[axis.name]!r}.")
+            if axis.name not in settings and len(axis.values) > 1:
+                raise ValueError(f"Name {axis.name}: it has the values {axis.labels}.")
+            at = axis.index(settings[axis.name]) if axis.name in settings else 0
             if axis.array is None:
-                branch = branch * len(labels) + labels.index(value)
+                branch = branch * len(axis.values) + at
             else:
-                index.append(labels.index(value))
+                index.append(at)
         if seed is not None:
             if not 0 <= seed < self.layout.n_seeds:
                 raise ValueError(f"seed must be between 0 and {self.layout.n_seeds - 1}, got {seed}.")
@@ -152,7 +178,8 @@ class Results:
     def states(self) -> Any:
         """What `train` returned as an `xarray.Dataset`: a variable a leaf, dimensions the settings, `seed`, and the leaf's own.
 
-        Leaves whose shape depends on a setting are left out: see `load`.
+        Leaves whose shape depends on a setting, or that are not there at some, are left out: see `load`. A leaf with the name
+        of a dimension gets an underscore behind it.
         """
         return self._dataset("train", ("seed",))
 
@@ -168,7 +195,10 @@ class Results:
         """All scalars as a `pandas.DataFrame`: a row a point and pair where pairs were scored, else a row a point and seed."""
         dataset = self.scores if "score" in self.rows else self.states
         n_dims = len(self.layout.axes) + (2 if "source" in dataset.dims else 1)
-        return dataset[[name for name, leaf in dataset.items() if leaf.ndim == n_dims]].to_dataframe().reset_index()
+        scalars = dataset[[name for name, leaf in dataset.items() if leaf.ndim == n_dims]]
+        if not scalars:
+            raise ValueError("No leaf is a scalar at every point: see states, scores and load.")
+        return scalars.to_dataframe().reset_index()
 
     def _dataset(self, stage, sample):
         import xarray as xr
@@ -177,21 +207,35 @@ class Results:
         unrolled = [axis for axis in layout.axes if axis.array is None]
         given = [axis.name for axis in (*unrolled, *layout.vmapped)] + list(sample)
         named = [_named(layout.unfold(stage, tree)) for tree in self.rows[stage]]
-        variables = {}
-        for name in named[0]:
-            leaves = [tree.get(name) for tree in named]
-            if any(leaf is None or leaf.shape != leaves[0].shape for leaf in leaves):
-                continue
-            stacked = np.stack(leaves).reshape(*(len(axis.values) for axis in unrolled), *leaves[0].shape)
-            own = [f"{name}_{i}" for i in range(stacked.ndim - len(given))]
-            array = xr.DataArray(stacked, dims=given + own)
-            variables[name] = array.transpose(*(axis.name for axis in layout.axes), *sample, *own)
-        coordinates: dict[str, Any] = {axis.name: axis.labels for axis in layout.axes}
+        coordinates: dict[str, Any] = {axis.name: _coordinate(axis.labels) for axis in layout.axes}
         if layout.pairs is not None and "pair" in sample:
             coordinates |= {end: ("pair", layout.pairs[:, i]) for i, end in enumerate(("source", "target"))}
         else:
             coordinates |= {name: np.arange(layout.n_seeds) for name in sample}
+        leaves = {name: [tree.get(name) for tree in named] for name in named[0]}
+        leaves = {
+            name: np.stack(found).reshape(*(len(axis.values) for axis in unrolled), *found[0].shape)
+            for name, found in leaves.items()
+            if all(leaf is not None and leaf.shape == found[0].shape for leaf in found)
+        }
+        own = {name: [f"{name}[{i}]" for i in range(leaf.ndim - len(given))] for name, leaf in leaves.items()}
+        taken = {*given, *coordinates, *itertools.chain(*own.values())}
+        variables = {}
+        for name, leaf in leaves.items():
+            array = xr.DataArray(leaf, dims=given + own[name])
+            ordered = array.transpose(*(axis.name for axis in layout.axes), *sample, *own[name])
+            variables[name if name not in taken else f"{name}_"] = ordered
         return xr.Dataset(variables, coordinates)
+
+
+def _coordinate(labels):
+    """Labels of several kinds stay what they are."""
+    alike = all(isinstance(label, str) for label in labels) or all(isinstance(label, bool) for label in labels)
+    if alike or all(isinstance(label, int | float) and not isinstance(label, bool) for label in labels):
+        return np.array(labels)
+    mixed = np.empty(len(labels), object)
+    mixed[:] = labels
+    return mixed
 
 
 def path_name(path: Any) -> str:
@@ -200,4 +244,10 @@ def path_name(path: Any) -> str:
 
 
 def _named(tree):
-    return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+    named = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        name = path_name(path)
+        while name in named:  # {"a": {"b": ...}, "a.b": ...}
+            name += "_"
+        named[name] = leaf
+    return named

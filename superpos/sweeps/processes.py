@@ -1,0 +1,58 @@
+"""What the processes of one sweep have to agree on; with one process nothing."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+_LONGEST = 1000  # bytes of an error's text
+
+
+def together(action: Callable[[], Any]) -> Any:
+    """Does something on the first process only, such as reading and writing; what it raises, all raise.
+
+    Returns:
+        What `action` returns on the first process, None on the others.
+    """
+    if jax.process_count() == 1:
+        return action()
+    done, error = None, None
+    if jax.process_index() == 0:
+        try:
+            done = action()
+        except (ValueError, OSError) as found:
+            error = found
+    text = share(np.frombuffer(str(error or "").encode()[:_LONGEST].ljust(_LONGEST), np.uint8))
+    if message := text.tobytes().decode(errors="ignore").strip():
+        raise error or ValueError(message)
+    return done
+
+
+def agree(value: float, largest: bool = False) -> float:
+    """The smallest (or largest) of what the processes have."""
+    if jax.process_count() == 1:
+        return value
+    from jax.experimental import multihost_utils
+
+    values = multihost_utils.process_allgather(np.float32(value))
+    return float(np.max(values) if largest else np.min(values))
+
+
+def share(array: np.ndarray) -> np.ndarray:
+    """What the first process has."""
+    from jax.experimental import multihost_utils
+
+    short = array.dtype.kind == "b" or (array.dtype.kind in "iu" and array.dtype.itemsize < 4)
+    wide = array.astype(np.int32) if short else array
+    return np.asarray(multihost_utils.broadcast_one_to_all(wide)).astype(array.dtype)
+
+
+def gather(tree: Any) -> Any:
+    """Arrays that are split over the devices of all processes, as NumPy arrays on each."""
+    if jax.process_count() == 1:
+        return jax.device_get(tree)
+    from jax.experimental import multihost_utils
+
+    # One by one: collectives of one program may meet in another order on another process.
+    return jax.tree.map(lambda leaf: multihost_utils.process_allgather(leaf, tiled=True), tree)
