@@ -172,6 +172,8 @@ def speed_by_seeds(rows: Sequence[dict[str, Any]], levels: dict[str, float], tit
         path: of the PNG to write.
     """
     plt = _pyplot()
+    from matplotlib.ticker import LogLocator, NullLocator
+
     figure, axis = plt.subplots(figsize=(7, 4.6), layout="constrained")
     seeds = [row["n_seeds"] for row in rows]
     axis.plot(seeds, [row["model_steps_per_s"] for row in rows], "o-", color="#0072B2", label="superpos")
@@ -183,18 +185,14 @@ def speed_by_seeds(rows: Sequence[dict[str, Any]], levels: dict[str, float], tit
         text = "ceiling: its five matmuls at the rate of a large one" if ceiling else name
         axis.annotate(text, (seeds[0], level), (0, 4), textcoords="offset points", color=colour, fontsize=9)
     axis.annotate(
-        "superpos",
-        (seeds[-1], rows[-1]["model_steps_per_s"]),
-        (0, -14),
-        textcoords="offset points",
-        ha="right",
-        color="#0072B2",
-        fontsize=9,
+        "superpos", (seeds[0], rows[0]["model_steps_per_s"]), (0, 9), textcoords="offset points", color="#0072B2", fontsize=9
     )
     axis.set_xscale("log", base=2)
     axis.set_xticks(seeds, [str(n) for n in seeds])
     axis.minorticks_off()
     axis.set_yscale("log")
+    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.yaxis.set_minor_locator(NullLocator())
     axis.yaxis.set_major_formatter(lambda value, _: f"{value:,.10g}")
     axis.set_xlabel("models (seeds) trained at once")
     axis.set_ylabel("model-steps per second")

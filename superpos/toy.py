@@ -57,7 +57,7 @@ class ToyModel:
     ) -> tuple[Float[Array, ""], dict[str, Array]]:
         """Importance-weighted mean squared error: mean(importance * (z - ẑ)²).
 
-        Fastest on batches whose features are rows in memory, as `SparseFeatures` draws them.
+        Fastest on batches whose features are rows in memory, as `SparseFeatures` draws them. Derivatives in reverse mode only.
         """
         del key, step
         # Samples run along the last axis: on CPU all five matmuls of a step are then fast, also those of few hidden units,

@@ -62,8 +62,8 @@ def sweep(
             many as fit into `memory`.
         memory: bytes that this process may use; by default half of what is free on CPU, 80 % on an accelerator.
         workdir: a folder that keeps each finished chunk. The same sweep goes on from there, with the same result bit for bit
-            where `chunk` and devices are the same too; see also `load`. What functions compute is part of what makes a sweep the
-            same, host callbacks in them excepted.
+            where `chunk` and devices are the same too; see also `load`. What the functions compute is part of what makes a
+            sweep the same, host callbacks in them excepted.
         devices: by default all.
         progress: whether to show a bar on standard error; by default where that is a terminal and TQDM_DISABLE is not set. A
             program that reports progress is compiled anew in each run: JAX's persistent compilation cache takes none with
@@ -73,8 +73,8 @@ def sweep(
         `Results`.
 
     Warns:
-        RuntimeWarning: NaN or infinity in what `train` returned, with point and seed; all other points are unaffected. More than
-            the memory is needed; keys that draw other numbers under `vmap`.
+        RuntimeWarning: NaN or infinity in what `train` returned, with point and seed; all other points are unaffected. Too little
+            memory for one model a device. Keys that draw other numbers under `vmap`.
 
     Raises:
         ValueError: an argument that does not fit; a workdir of another sweep, or with a damaged checkpoint.
