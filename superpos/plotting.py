@@ -185,7 +185,7 @@ def speed_by_seeds(rows: Sequence[dict[str, Any]], levels: dict[str, float], tit
         text = "ceiling: its five matmuls at the rate of a large one" if ceiling else name
         axis.annotate(text, (seeds[0], level), (0, 4), textcoords="offset points", color=colour, fontsize=9)
     axis.annotate(
-        "superpos", (seeds[0], rows[0]["model_steps_per_s"]), (0, 9), textcoords="offset points", color="#0072B2", fontsize=9
+        "superpos", (seeds[0], rows[0]["model_steps_per_s"]), (9, -5), textcoords="offset points", color="#0072B2", fontsize=9
     )
     axis.set_xscale("log", base=2)
     axis.set_xticks(seeds, [str(n) for n in seeds])
