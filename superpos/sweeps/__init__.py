@@ -73,8 +73,8 @@ def sweep(
         `Results`.
 
     Warns:
-        RuntimeWarning: NaN or infinity in what `train` returned, with point and seed; all others are unaffected. Too little memory
-            for one model a device. Keys that draw other numbers under `vmap`.
+        RuntimeWarning: NaN or infinity in what `train` returned, with point and seed; all others are unaffected. Too little
+            memory for one model a device. Keys that draw other numbers under `vmap`.
 
     Raises:
         ValueError: an argument that does not fit; a workdir of another sweep, or with a damaged checkpoint.
