@@ -3,7 +3,23 @@
 See `align` to compare two representations, `fit` to train a toy model or a sparse autoencoder, `sweep` to do both many times.
 """
 
-from superpos import alignment, features, linalg, metrics, moments, reliability, sae, stats, sweeps, toy, training, transport
+from superpos import (
+    alignment,
+    arrangements,
+    features,
+    linalg,
+    metrics,
+    moments,
+    reliability,
+    sae,
+    sparse_coding,
+    stats,
+    sweeps,
+    theory,
+    toy,
+    training,
+    transport,
+)
 from superpos.alignment import align, assign_folds, reads, score
 from superpos.sweeps import sweep
 from superpos.training import fit
@@ -11,6 +27,7 @@ from superpos.training import fit
 __all__ = [
     "align",
     "alignment",
+    "arrangements",
     "assign_folds",
     "features",
     "fit",
@@ -21,9 +38,11 @@ __all__ = [
     "reliability",
     "sae",
     "score",
+    "sparse_coding",
     "stats",
     "sweep",
     "sweeps",
+    "theory",
     "toy",
     "training",
     "transport",

@@ -201,6 +201,40 @@ def speed_by_seeds(rows: Sequence[dict[str, Any]], levels: dict[str, float], tit
     plt.close(figure)
 
 
+def consistency_maps(rows: Sequence[dict[str, Any]], path: str | PathLike) -> None:
+    """Consistency of weights against the correlations of two features with a third: a map for each generator.
+
+    Args:
+        rows: `generator`, `second`, `third` (nominal), `realised_second`, `realised_third`, `mean` (None: left blank).
+        path: of the PNG to write.
+    """
+    plt = _pyplot()
+    generators = list(dict.fromkeys(row["generator"] for row in rows))
+    figure, axes = plt.subplots(1, len(generators), figsize=(5.6 * len(generators), 4.6), squeeze=False, layout="constrained")
+    ticks = sorted({row["second"] for row in rows})
+    for axis, generator in zip(axes[0], generators, strict=True):
+        chosen = {(row["second"], row["third"]): row for row in rows if row["generator"] == generator}
+        means = [[math.nan if chosen[x, y]["mean"] is None else chosen[x, y]["mean"] for x in ticks] for y in ticks]
+        image = axis.imshow(means, origin="lower", vmin=0, vmax=1, cmap="cividis")
+        realised = [chosen[x, x]["realised_second"] for x in ticks]
+        labels = [
+            f"{x:+.2f}\n(none)" if got is None else f"{x:+.2f}\n({got:+.2f})" for x, got in zip(ticks, realised, strict=True)
+        ]
+        axis.set_xticks(range(len(ticks)), labels, fontsize=7)
+        axis.set_yticks(range(len(ticks)), [label.replace("\n", " ") for label in labels], fontsize=7)
+        axis.set_facecolor("#DDDDDD")
+        axis.set_xlabel("correlation of feature 2 with feature 1: named (realised)")
+        axis.set_ylabel("of feature 3 with feature 1")
+        axis.set_title(f"{generator} generator")
+        axis.spines[:].set_visible(False)
+    bar = figure.colorbar(image, ax=axes[0], shrink=0.85)
+    bar.set_label("best correlation of a neuron's weights\nwith another seed's (Pearson r)")
+    n_seeds = rows[0]["n_seeds"]
+    figure.suptitle(f"3 features in 2 neurons, mean over ordered pairs of {n_seeds} seeds", fontsize=9, color="#444444")
+    figure.savefig(path, dpi=200)
+    plt.close(figure)
+
+
 def _pyplot():
     import matplotlib
 

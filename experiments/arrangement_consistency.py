@@ -1,0 +1,120 @@
+"""Do correlations between features decide which superposition arrangement a model learns?
+
+Three features in two neurons: features 2 and 3 correlate with feature 1, each in a degree of its own, from -1 to 1. For every
+pair of degrees several seeds are trained, and each neuron's weights are compared with those of all neurons of another seed:
+Pearson correlation over the features, best partner, mean over neurons and pairs of seeds. Look at where the map is bright:
+there the correlations force one arrangement on all seeds.
+
+The published generator (Longon, Klindt & Khosla, arXiv 2510.03186) does not give the correlations that it names: the ticks say
+which it really gives. The second map is of a generator that does; a correlation that cannot be had at this sparsity is blank.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from ml_collections import ConfigDict
+
+import superpos as sp
+from experiments import command
+from superpos import plotting
+from superpos.results import Run
+
+GENERATORS = ("published", "exact")
+
+
+def get_config() -> ConfigDict:
+    """Every setting."""
+    config = ConfigDict()
+    config.seed = 0  # of all keys
+    config.n_seeds = 10  # models of each pair of correlations
+    config.n_steps = 9  # correlations from -1 to 1, on both axes
+    config.n_hidden = 2
+    config.probability = 0.1  # of feature 1 being active
+    config.chunk = 0  # models, and pairs of models, in flight at once; 0: as many as fit into memory
+    config.toy = ConfigDict({"steps": 10_000, "batch_size": 1024, "learning_rate": 1e-3, "weight_decay": 0.01})
+    return config
+
+
+def distribution(config: ConfigDict, second: Any, third: Any, generator: str) -> sp.features.AnchoredFeatures:
+    """The features, with the correlations of the second and the third with the first."""
+    return sp.features.AnchoredFeatures(jnp.stack([second, third]), config.probability, generator == "exact")
+
+
+class Study:
+    """The pure functions: `train` one model, `score` one pair."""
+
+    def __init__(self, config: ConfigDict):
+        self.config = config
+        self.model = sp.toy.ToyModel(3, config.n_hidden)
+
+    def train(self, key, data_key, generator, second, third):
+        """The weights of one model, and its last losses."""
+        settings = self.config.toy
+        params, history = sp.fit(
+            self.model,
+            key,
+            distribution(self.config, second, third, generator).sample,
+            data_key=data_key,
+            steps=settings.steps,
+            batch_size=settings.batch_size,
+            optimizer=optax.adamw(settings.learning_rate, weight_decay=settings.weight_decay),
+        )
+        return {**params, "loss": history["loss"][-100:].mean()}
+
+    @staticmethod
+    def score(a, b, eval_key):
+        """The mean over b's neurons of the highest correlation of weights with one of a's; NaN where all weights are equal."""
+        del eval_key
+        a, b = (state["W"] - state["W"].mean(axis=0) for state in (a, b))
+        a, b = (weights / jnp.linalg.norm(weights, axis=0) for weights in (a, b))
+        return jnp.mean(jnp.max(a.T @ b, axis=0))
+
+
+def compute(config: ConfigDict, run: Run) -> dict[str, Any]:
+    """Trains all models as one program, and tabulates how consistent they are."""
+    if config.n_seeds < 2 or config.n_steps < 2:
+        raise ValueError(f"config.n_seeds and config.n_steps must be at least 2, got {config.n_seeds} and {config.n_steps}.")
+    if not 0 < config.probability < 1:
+        raise ValueError(f"config.probability must be between 0 and 1, got {config.probability}.")
+    study = Study(config)
+    correlations = np.linspace(-1, 1, config.n_steps).tolist()
+    key, data_key = jax.random.split(jax.random.key(config.seed))
+    half = jnp.zeros(())
+    jax.eval_shape(lambda key: study.train(key, key, "exact", half, half), key)
+    run.claim()
+    found = sp.sweep(
+        study.train,
+        {"generator": GENERATORS, "second": correlations, "third": correlations},
+        jax.random.split(key, config.n_seeds),
+        score=study.score,
+        data_key=data_key,
+        chunk=config.chunk or None,
+        workdir=run.path / "sweep",
+    )
+    rows = []
+    for generator in GENERATORS:
+        for second in correlations:
+            for third in correlations:
+                at = {"generator": generator, "second": second, "third": third}
+                features = distribution(config, jnp.float32(second), jnp.float32(third), generator)
+                realised = np.asarray(features.activity_correlation, np.float64).tolist()
+                row = {**at, "realised_second": realised[0], "realised_third": realised[1]}
+                if np.isfinite(features.conditional).all():
+                    scores = found.scores["value"].sel(at).transpose("source", "target").values
+                    row |= sp.stats.over_pairs(scores)
+                else:
+                    row |= {"mean": None, "std": None, "ci95": None, "n_seeds": config.n_seeds, "n_pairs": 0}
+                rows.append(row)
+    return run.finish(rows, found.seconds, n_models=len(found.layout.configs) * found.layout.shape("train")[0])
+
+
+def draw(results: dict[str, Any], run: Run) -> None:
+    """The figure: a map for each generator."""
+    plotting.consistency_maps(results["rows"], run.figure)
+
+
+if __name__ == "__main__":
+    command.main("arrangement_consistency", get_config(), compute, draw)

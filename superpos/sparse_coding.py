@@ -1,0 +1,124 @@
+"""Inference of sparse features with a known dictionary: what a disentangler could read that knows the arrangement."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float
+
+from superpos import linalg
+
+
+def fista(
+    y: Float[Array, "samples units"],
+    arrangement: Float[Array, "features units"],
+    penalty: ArrayLike = 0.01,
+    *,
+    rectified: bool = False,
+    steps: int = 500,
+) -> Float[Array, "samples features"]:
+    """Non-negative features that explain the units of each sample: argmin over z ≥ 0 of ½|y - z A|² + penalty · Σ z.
+
+    Accelerated proximal gradient descent, restarted where the momentum points uphill. Sources: Beck & Teboulle 2009 (FISTA);
+    O'Donoghue & Candès 2015 (gradient restart).
+
+    Args:
+        y: units, `(n_samples, n_units)`.
+        arrangement: A, `(n_features, n_units)`.
+        penalty: of the sum of the features; `samples * penalty` of scikit-learn's `Lasso(alpha, positive=True)` is
+            `alpha = penalty / n_units`.
+        rectified: y = relu(z A): a silent unit says only that its pre-activation was not positive, so that its error is
+            relu(z A) in place of its difference from y.
+        steps: static.
+
+    Returns:
+        Features, `(n_samples, n_features)`.
+    """
+    silent = rectified & (y <= 0)
+    step = 1 / jnp.maximum(_largest_eigenvalue(linalg.matmul(arrangement.T, arrangement)), 1e-30)
+
+    def improve(state, _):
+        z, ahead, t = state
+        error = linalg.matmul(ahead, arrangement) - y
+        error = jnp.where(silent, jnp.maximum(error + y, 0), error)
+        gradient = linalg.matmul(error, arrangement.T) + penalty
+        moved = jnp.maximum(ahead - step * gradient, 0)
+        uphill = jnp.sum((ahead - moved) * (moved - z), axis=1, keepdims=True) > 0
+        t = jnp.where(uphill, 1.0, t)
+        faster = (1 + jnp.sqrt(1 + 4 * t**2)) / 2
+        return (moved, moved + (t - 1) / faster * (moved - z), faster), None
+
+    start = jnp.zeros((y.shape[0], arrangement.shape[0]), jnp.result_type(y, arrangement))
+    (z, _, _), _ = lax.scan(improve, (start, start, jnp.ones((y.shape[0], 1), start.dtype)), length=steps)
+    return z
+
+
+def omp(
+    y: Float[Array, "samples units"], arrangement: Float[Array, "features units"], k: int, *, nonnegative: bool = False
+) -> Float[Array, "samples features"]:
+    """Orthogonal matching pursuit: k times the feature most correlated with the residual joins, and all are fitted anew.
+
+    Source: Pati, Rezaiifar & Krishnaprasad 1993; Tropp 2004.
+
+    Args:
+        y: units, `(n_samples, n_units)`.
+        arrangement: A, `(n_features, n_units)`; features are compared by direction, those of no length never join.
+        k: features that join; static.
+        nonnegative: only features that correlate positively join, and one whose weight turns negative is set to 0 at the end.
+
+    Returns:
+        Features, `(n_samples, n_features)`, at most k of each sample not 0.
+
+    Raises:
+        ValueError: k is not in 1..min(n_features, n_units).
+    """
+    n_features, n_units = arrangement.shape
+    if not 1 <= k <= min(n_features, n_units):
+        raise ValueError(f"k must be between 1 and min(n_features, n_units) = {min(n_features, n_units)}, got {k}.")
+    return _omp(y, arrangement, k, nonnegative)
+
+
+@partial(jax.jit, static_argnums=(2, 3))
+def _omp(y, arrangement, k, nonnegative):
+    norms = jnp.linalg.norm(arrangement, axis=1)
+    live = norms > 0
+    directions = arrangement / jnp.where(live, norms, 1)[:, None]
+
+    def one(target):
+        # Gram-Schmidt over the chosen directions: `basis` is orthonormal, so the residual needs no solve in each round.
+        def join(state, i):
+            residual, basis, chosen = state
+            fit = linalg.matmul(directions, residual)
+            fit = jnp.where(live & ~jnp.isin(jnp.arange(len(fit)), chosen), fit if nonnegative else jnp.abs(fit), -jnp.inf)
+            best = jnp.argmax(fit)
+            useful = fit[best] > 0
+            new = directions[best]
+            for _ in range(2):  # twice is enough
+                new = new - linalg.matmul(linalg.matmul(basis, new), basis)
+            length = jnp.linalg.norm(new)
+            new = jnp.where(useful & (length > 1e-6), new / jnp.maximum(length, 1e-30), 0)
+            residual = residual - jnp.dot(residual, new) * new
+            return (residual, basis.at[i].set(new), chosen.at[i].set(jnp.where(useful, best, -1))), None
+
+        empty = (target, jnp.zeros((k, target.shape[0]), target.dtype), jnp.full(k, -1))
+        (_, _, chosen), _ = lax.scan(join, empty, jnp.arange(k))
+        rows = jnp.where((chosen >= 0)[:, None], arrangement[chosen], 0)
+        gram = linalg.matmul(rows, rows.T) + jnp.diag(jnp.where(chosen >= 0, 0.0, 1.0))
+        weights = jnp.linalg.solve(gram, linalg.matmul(rows, target))
+        weights = jnp.maximum(weights, 0) if nonnegative else weights
+        return jnp.zeros(arrangement.shape[0], target.dtype).at[chosen].add(jnp.where(chosen >= 0, weights, 0))
+
+    return lax.map(one, y, batch_size=1024)
+
+
+def _largest_eigenvalue(gram: Float[Array, "units units"]) -> Float[Array, ""]:
+    """An upper bound that is tight to a percent: power iteration, with a margin."""
+
+    def step(v, _):
+        v = linalg.matmul(gram, v)
+        return v / jnp.maximum(jnp.linalg.norm(v), 1e-30), None
+
+    v, _ = lax.scan(step, jnp.ones(gram.shape[0]) + 0.01 * jnp.arange(gram.shape[0]), length=100)
+    return 1.02 * jnp.linalg.norm(linalg.matmul(gram, v))

@@ -1,0 +1,173 @@
+"""Alignment predicted from arrangements alone: y = z A for features z with covariance Σ, no sample drawn.
+
+Two arrangements of the same features have the cross-covariance A_aᵀ Σ A_b, and nothing else enters metrics that read second
+moments: `population` makes the moments that an endless sample would have, for `sp.score` to read. The paper's own statements
+(Longon, Klindt & Khosla, arXiv 2510.03186) were not at hand: what is here is derived in the docstrings and tested against
+simulation.
+"""
+
+import math
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from jax.scipy.special import betainc
+from jaxtyping import Array, Float
+
+from superpos import alignment, arrangements
+from superpos.linalg import matmul
+from superpos.metrics.base import Metric, Score
+from superpos.moments import Moments, Side
+
+Arrangement = Float[Array, "features units"]
+
+# Metrics that second moments decide, with the default settings of each.
+PREDICTED = ("semi_match", "permutation_match", "soft_match", "ols", "ridge", "cka", "procrustes")
+
+
+def covariances(a: Arrangement, b: Arrangement, covariance: Float[Array, "features features"]) -> tuple[Array, Array, Array]:
+    """Within and across two arrangements: A_aᵀ Σ A_a, A_aᵀ Σ A_b, A_bᵀ Σ A_b."""
+    left, right = matmul(covariance, a), matmul(covariance, b)
+    return matmul(a.T, left), matmul(a.T, right), matmul(b.T, right)
+
+
+def correlations(
+    a: Arrangement, b: Arrangement, covariance: Float[Array, "features features"]
+) -> Float[Array, "units_a units_b"]:
+    """R_ij = (A_aᵀ Σ A_b)_ij / √((A_aᵀ Σ A_a)_ii (A_bᵀ Σ A_b)_jj), 0 for units that never vary."""
+    xx, xy, yy = covariances(a, b, covariance)
+    scale = jnp.sqrt(jnp.maximum(jnp.diagonal(xx), 0)[:, None] * jnp.maximum(jnp.diagonal(yy), 0))
+    return jnp.where(scale > 0, xy / jnp.where(scale > 0, scale, 1), 0)
+
+
+def population(a: Arrangement, b: Arrangement, covariance: Float[Array, "features features"], n_folds: int = 3) -> Moments:
+    """The moments of an endless sample: every fold has the same, a million samples each, so that shrinkage vanishes.
+
+    Args:
+        a, b: arrangements of the same features; a is the source.
+        covariance: Σ of the features, `(n_features, n_features)`.
+        n_folds: static; ridge needs 3, to choose its alpha.
+    """
+    n = 1e6
+    xx, xy, yy = covariances(a, b, covariance)
+
+    def side(scatter):
+        squares = jnp.maximum(jnp.diagonal(scatter), 0)
+        varies = jnp.where(squares > 0, 1.0, 0.0)
+        parts = (jnp.zeros_like(squares), n * squares, -varies, varies, n * scatter)
+        return Side(*(jnp.broadcast_to(part, (n_folds, *part.shape)) for part in parts))
+
+    return Moments(jnp.full(n_folds, n), side(xx), side(yy), jnp.broadcast_to(n * xy, (n_folds, *xy.shape)))
+
+
+def predict(
+    a: Arrangement,
+    b: Arrangement,
+    covariance: Float[Array, "features features"],
+    metrics: str | Metric | Sequence[str | Metric] = PREDICTED,
+) -> dict[str, Score]:
+    """The scores of an endless sample of y_a = z A_a and y_b = z A_b: see `population`.
+
+    The inner-product RSA of column-centred data has the limit of `cka`: for independent stimuli, E[(x·x')(y·y')] = ‖Σ_xy‖² and
+    products of different stimuli have mean 0, so that their correlation over pairs is ‖Σ_xy‖² / (‖Σ_xx‖ ‖Σ_yy‖).
+    Row-normalised RSA (`rsa`) depends on more than Σ and is not predicted.
+    """
+    return alignment.score(population(a, b, covariance), metrics)
+
+
+def perfectly_matchable(a: Arrangement, b: Arrangement, covariance: Array, tolerance: float = 1e-5) -> Array:
+    """Whether some one-to-one matching of units gives a score of 1: arrangements equal up to permutation and positive scale.
+
+    Units i and j correlate perfectly just where Σ^½ A_a,i is a positive multiple of Σ^½ A_b,j; with Σ of full rank, where the
+    columns themselves are.
+    """
+    matched = predict(a, b, covariance, ("permutation_match",))["permutation_match"]
+    return jnp.asarray(a.shape[1] == b.shape[1]) & (matched.mean >= 1 - tolerance)
+
+
+# Random arrangements
+
+
+def effective_dimension(covariance: Float[Array, "features features"]) -> Float[Array, ""]:
+    """(tr Σ)² / tr Σ²: so many features of equal variance would make random units correlate as much."""
+    return jnp.trace(covariance) ** 2 / jnp.sum(covariance**2)
+
+
+def random_semi_match(n_units: int, dimension: float) -> Float[Array, ""]:
+    """The expected semi_match of two Gaussian arrangements: the mean of the largest of n_units random cosines.
+
+    For features of equal variance each target unit is a fixed direction in `dimension` = n_features dimensions, and source
+    units are independent random ones: E max = ∫ t d(F(t)ⁿ), F the law of one cosine, whose square is Beta(½, (d - 1)/2). For
+    other Σ pass `effective_dimension`, an approximation.
+    """
+    return _expected(n_units, dimension, lambda u: (1 - u / n_units) ** (n_units - 1))
+
+
+def random_permutation_match(n_units: int, dimension: float) -> Float[Array, ""]:
+    """The expected permutation_match (and soft_match) of two Gaussian arrangements with n_units units each.
+
+    A random assignment problem, solved by the cavity method. Rank a unit's n correlations by u = n · P(a random one is
+    larger): the ranks are uniform, and near its end a cosine has an exponential tail, t(u) ≈ c - log(u) / b. For costs log u
+    the cavity equation X = min_i (log u_i - X_i) is solved by e^X ~ n Beta(1, n - 1), the law of the smallest of n - 1 ranks.
+    So the matched rank has the density P(E E' > u) with two independent E of that law (2√u K₁(2√u) for many units), where that
+    of the best alone is (1 - u/n)^(n - 1). No constant is fitted. Method: Mézard & Parisi 1985; Aldous 2001, "The ζ(2) limit in
+    the random assignment problem".
+    """
+    return _expected(n_units, dimension, lambda u: _matched_density(u, n_units))
+
+
+def _expected(n_units, dimension, density):
+    """∫ t(u) density(u) du over ranks u in 0..n_units, t(u) the cosine that is exceeded with probability u / n_units."""
+    # u = n s², so that the end where cosines are large is resolved.
+    s = (jnp.arange(4000) + 0.5) / 4000
+    u = n_units * s**2
+    weights = density(u) * s
+    return jnp.sum(_cosine(s**2, dimension) * weights) / jnp.sum(weights)
+
+
+def _cosine(exceeded, dimension):
+    """The value that a random cosine exceeds with a given probability, by bisection."""
+
+    def tail(t):
+        half = 0.5 * betainc((dimension - 1) / 2, 0.5, 1 - t**2)
+        return jnp.where(t > 0, half, 1 - half)
+
+    low, high = -jnp.ones_like(exceeded), jnp.ones_like(exceeded)
+
+    def halve(_, ends):
+        low, high = ends
+        middle = (low + high) / 2
+        larger = tail(middle) > exceeded
+        return jnp.where(larger, middle, low), jnp.where(larger, high, middle)
+
+    low, high = jax.lax.fori_loop(0, 40, halve, (low, high))
+    return (low + high) / 2
+
+
+def _matched_density(u, n):
+    """P(E E' > u), E and E' independent and n times Beta(1, n - 1): ∫ p(x) P(E' > u / x) dx on a grid that is even in log x."""
+    x = n * jnp.exp(jnp.linspace(-14.0 - math.log(n), 0.0, 800))
+    survives = jnp.maximum(1 - u[:, None] / (n * x), 0) ** (n - 1)
+    return jnp.sum((1 - x / n) ** (n - 2) * survives * x, axis=1)
+
+
+# Recovery
+
+
+def recoverable_sparsity(arrangement: Arrangement) -> Float[Array, ""]:
+    """Features that may be active at once so that sparse inference surely finds them: fewer than (1 + 1/μ) / 2.
+
+    μ is the mutual coherence. Below this number the sparsest solution is unique, and basis pursuit and orthogonal matching
+    pursuit find it; then units of any two such arrangements, disentangled, match perfectly. Sufficient, far from necessary.
+    Sources: Donoho & Elad 2003, theorem 7 and corollary 1; Tropp 2004, "Greed is good", theorem B.
+    """
+    return (1 + 1 / arrangements.coherence(arrangement)) / 2
+
+
+def isometry_recovers(constant: float) -> bool:
+    """Whether a restricted isometry constant δ_2s guarantees that basis pursuit recovers all s-sparse features: δ_2s < √2 - 1.
+
+    Source: Candès 2008, "The restricted isometry property and its implications for compressed sensing", theorem 1.2. As
+    `arrangements.restricted_isometry` is a lower bound of the constant, it can rule the guarantee out, not prove it.
+    """
+    return constant < math.sqrt(2) - 1
