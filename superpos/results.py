@@ -120,16 +120,18 @@ class Run:
         import jax
         import orbax.checkpoint as ocp
 
-        if name not in self.checkpoints():
+        if not self._saved(self._checkpoint(name)):
             return None
         advice = f"remove {self._checkpoint(name)} to compute it anew, or name another workdir."
         try:
             with self._checkpointer() as checkpointer:
-                seal = checkpointer.restore(self._checkpoint(name), ocp.args.Composite(seal=ocp.args.JsonRestore())).seal
-                leaves = [np.zeros(shape, dtype) for _, dtype, shape in seal["leaves"]]
-                parts = ocp.args.Composite(tree=ocp.args.StandardRestore(_numbered(leaves)))
-                restored = checkpointer.restore(self._checkpoint(name), parts).tree
-            leaves = [np.asarray(restored.get(str(i), leaf)) for i, leaf in enumerate(leaves)]
+                parts = ocp.args.Composite(tree=ocp.args.StandardRestore(), seal=ocp.args.JsonRestore())
+                restored = checkpointer.restore(self._checkpoint(name), parts)
+            tree, seal = restored.tree, restored.seal
+            empty = [np.zeros(shape, dtype) for _, dtype, shape in seal["leaves"] if 0 in shape]
+            leaves = [
+                empty.pop(0) if 0 in shape else np.asarray(tree[str(i)]) for i, (_, _, shape) in enumerate(seal["leaves"])
+            ]
             whole = seal["sha256"] == _digest(leaves)
         except Exception as error:
             raise ValueError(f"Checkpoint {name} in {self.path} cannot be read: {advice}") from error
@@ -144,12 +146,14 @@ class Run:
     def checkpoints(self) -> list[str]:
         """Names of the checkpoints that were saved whole."""
         folder = self._checkpoint("")
-        if not folder.is_dir():
-            return []
+        return sorted(found.name for found in folder.iterdir() if self._saved(found)) if folder.is_dir() else []
+
+    @staticmethod
+    def _saved(folder):
         from orbax.checkpoint.utils import is_checkpoint_finalized
 
         # A run that was killed while it saved leaves a temporary folder behind.
-        return sorted(found.name for found in folder.iterdir() if found.is_dir() and is_checkpoint_finalized(found))
+        return folder.is_dir() and is_checkpoint_finalized(folder)
 
     def _checkpointer(self):
         import jax
