@@ -121,6 +121,8 @@ class AnchoredFeatures:
         correlations: with feature 0, `(n_features - 1,)`, from -1 to 1; may be traced and vmapped.
         probability: of feature 0 being active, and of all in the exact generator.
         exact: which generator; static.
+
+    A correlation that the exact generator cannot give makes `conditional`, `joint` and the covariance NaN.
     """
 
     correlations: ArrayLike

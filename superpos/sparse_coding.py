@@ -27,15 +27,19 @@ def fista(
     Args:
         y: units, `(n_samples, n_units)`.
         arrangement: A, `(n_features, n_units)`.
-        penalty: of the sum of the features; `samples * penalty` of scikit-learn's `Lasso(alpha, positive=True)` is
-            `alpha = penalty / n_units`.
+        penalty: of the sum of the features; scikit-learn's `Lasso(alpha, positive=True)` of each sample has alpha = penalty /
+            n_units.
         rectified: y = relu(z A): a silent unit says only that its pre-activation was not positive, so that its error is
             relu(z A) in place of its difference from y.
         steps: static.
 
     Returns:
         Features, `(n_samples, n_features)`.
+
+    Raises:
+        ValueError: y and the arrangement have different numbers of units.
     """
+    _check(y, arrangement)
     silent = rectified & (y <= 0)
     step = 1 / jnp.maximum(_largest_eigenvalue(linalg.matmul(arrangement.T, arrangement)), 1e-30)
 
@@ -72,8 +76,9 @@ def omp(
         Features, `(n_samples, n_features)`, at most k of each sample not 0.
 
     Raises:
-        ValueError: k is not in 1..min(n_features, n_units).
+        ValueError: k is not in 1..min(n_features, n_units), or y and the arrangement have different numbers of units.
     """
+    _check(y, arrangement)
     n_features, n_units = arrangement.shape
     if not 1 <= k <= min(n_features, n_units):
         raise ValueError(f"k must be between 1 and min(n_features, n_units) = {min(n_features, n_units)}, got {k}.")
@@ -122,3 +127,10 @@ def _largest_eigenvalue(gram: Float[Array, "units units"]) -> Float[Array, ""]:
 
     v, _ = lax.scan(step, jnp.ones(gram.shape[0]) + 0.01 * jnp.arange(gram.shape[0]), length=100)
     return 1.02 * jnp.linalg.norm(linalg.matmul(gram, v))
+
+
+def _check(y, arrangement):
+    if y.ndim != 2 or arrangement.ndim != 2 or y.shape[1] != arrangement.shape[1]:
+        raise ValueError(
+            f"y must be (n_samples, n_units) and the arrangement (n_features, n_units), got {y.shape} and {arrangement.shape}."
+        )

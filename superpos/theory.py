@@ -1,9 +1,9 @@
 """Alignment predicted from arrangements alone: y = z A for features z with covariance Σ, no sample drawn.
 
 Two arrangements of the same features have the cross-covariance A_aᵀ Σ A_b, and nothing else enters metrics that read second
-moments: `population` makes the moments that an endless sample would have, for `sp.score` to read. The paper's own statements
-(Longon, Klindt & Khosla, arXiv 2510.03186) were not at hand: what is here is derived in the docstrings and tested against
-simulation.
+moments: `population` makes the moments that an endless sample would have, for `sp.score` to read. The question is that of
+Longon, Klindt & Khosla, arXiv 2510.03186; their statements were not at hand, so what is here is derived in the docstrings, and
+tested against simulation.
 """
 
 import math

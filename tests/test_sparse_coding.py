@@ -70,3 +70,10 @@ def test_k_must_fit(problem, k):
     a, _, y = problem
     with pytest.raises(ValueError, match=r"k must be between 1 and min\(n_features, n_units\) = 8, got"):
         sparse_coding.omp(y, a, k)
+
+
+def test_units_must_agree(problem):
+    a, _, y = problem
+    for infer in (sparse_coding.fista, lambda y, a: sparse_coding.omp(y, a, 2)):
+        with pytest.raises(ValueError, match=r"n_units\), got \(60, 7\) and \(20, 8\)"):
+            infer(y[:, :7], a)

@@ -92,6 +92,9 @@ def test_score_gets_the_settings_that_it_names():
 
 
 def test_tables_have_a_row_a_point(whole):
+    assert repr(whole).startswith(
+        "Results(width=[2, 3], scale=[0.5, 1.0, 4.0], flip=[False, True], 5 seeds; train: norm.matrix"
+    )
     assert len(whole.table) == 2 * 3 * 2 * 5 * 5
     states = sp.sweep(train, {"width": [2], "scale": [0.5, 1.0]}, KEYS).table
     assert list(states.columns) == ["width", "scale", "seed", "norm.matrix"]
@@ -383,7 +386,8 @@ def test_progress_reaches_its_total_inside_the_program(monkeypatch, capsys):
     ("arguments", "message"),
     [
         ({"grid": {"depth": [1]}}, r"grid has 'depth', but train takes the settings \['width', 'scale', 'flip'\]"),
-        ({"grid": {"width": 3}}, r"grid\['width'\] must list the values of a setting, got 3"),
+        ({"grid": {"width": [3]}}, "grid has no 'scale', which train needs"),
+        ({"grid": {"width": 3, "scale": [1.0]}}, r"grid\['width'\] must list the values of a setting, got 3"),
         ({"grid": {"width": [2], "scale": []}}, r"grid\['scale'\] is empty"),
         ({"grid": {"width": [2], "scale": [1.0, 1.0]}}, r"grid\['scale'\] has a value twice"),
         ({"keys": KEYS[:0]}, "keys must be an array with a row a seed"),

@@ -243,6 +243,10 @@ def _axes(grid, train):
         ):
             raise ValueError(f"grid[{name!r}] has a value twice: {axis.labels}.")
         axes.append(axis)
+    needed = [p.name for p in parameters[2:] if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    for name in needed:
+        if name not in grid:
+            raise ValueError(f"grid has no {name!r}, which train needs: give it a value, or a default.")
     return tuple(axes)
 
 

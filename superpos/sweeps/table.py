@@ -121,7 +121,7 @@ class Layout:
         return failures
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Results:
     """What a sweep found.
 
@@ -139,6 +139,11 @@ class Results:
     programs: int = 0
     memory: int = 0
     seconds: dict[str, float] = dataclasses.field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        axes = [f"{axis.name}={axis.labels}" for axis in self.layout.axes]
+        leaves = [f"{stage}: {', '.join(_named(trees[0]))}" for stage, trees in self.rows.items()]
+        return f"Results({', '.join([*axes, f'{self.layout.n_seeds} seeds'])}; {'; '.join(leaves)}; {len(self.failed)} failed)"
 
     @property
     def failed(self) -> list[dict[str, Any]]:
