@@ -220,7 +220,7 @@ def _axes(grid, train):
     open_ended = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters)
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
     named = [parameter.name for parameter in parameters if parameter.kind in positional]
-    if len(named) < 2 and "args" not in named:
+    if len(named) < 2 and not any(parameter.kind is inspect.Parameter.VAR_POSITIONAL for parameter in parameters):
         raise ValueError(f"train must take key and data_key first, then settings; it takes {inspect.signature(train)}.")
     named = [parameter.name for parameter in parameters][2:]
     axes = []
@@ -238,9 +238,8 @@ def _axes(grid, train):
         array = np.asarray(values) if numbers and len({np.shape(value) for value in values}) == 1 else np.empty(0, object)
         array = array.astype(jnp.result_type(float)) if array.dtype.kind == "f" else None
         axis = Axis(name, tuple(values), array)
-        if len(set(axis.labels)) < len(values) or len({value for value in values if np.ndim(value) == 0}) < sum(
-            np.ndim(value) == 0 for value in values
-        ):
+        scalars = [value for value in values if isinstance(value, bool | int | float | str)]
+        if len(set(axis.labels)) < len(values) or len(set(scalars)) < len(scalars):
             raise ValueError(f"grid[{name!r}] has a value twice: {axis.labels}.")
         axes.append(axis)
     needed = [p.name for p in parameters[2:] if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
