@@ -14,6 +14,7 @@ from tabulate import tabulate
 
 from superpos import data
 from superpos.results import Run
+from superpos.sweeps.processes import share
 
 
 def main(
@@ -82,7 +83,7 @@ def main(
             described.pop("chunk", None)  # how it is computed, not what: a run may go on with another
             run = Run(workdir.value, name, described, keeps=keeps)
             results = run.finished()
-            if not _first_says(results is not None):
+            if not share(np.array(results is not None)):  # where only the first process finds them
                 results = compute(config, run)
             elif keeps:
                 print(f"{run.path} holds this run's results already; name another --workdir to compute them anew.")
@@ -100,15 +101,6 @@ def main(
 
     logging.set_verbosity(logging.WARNING)  # absl would print what JAX says of backends that it did not find
     app.run(start, flags_parser=parse)
-
-
-def _first_says(value):
-    """What the first of all processes has for a truth value."""
-    if jax.process_count() == 1:
-        return value
-    from jax.experimental import multihost_utils
-
-    return bool(multihost_utils.broadcast_one_to_all(np.int32(value)))
 
 
 def _fields(config):

@@ -38,8 +38,7 @@ def gaussian(key: Key[Array, ""], n_features: int, n_units: int) -> Arrangement:
 
 def unit_norm(key: Key[Array, ""], n_features: int, n_units: int) -> Arrangement:
     """Features drawn uniformly from the unit sphere."""
-    rows = gaussian(key, n_features, n_units)
-    return rows / jnp.linalg.norm(rows, axis=1, keepdims=True)
+    return directions(gaussian(key, n_features, n_units))
 
 
 def antipodal(key: Key[Array, ""], n_features: int, n_units: int) -> Arrangement:
@@ -173,6 +172,12 @@ def feature_norms(arrangement: Arrangement) -> Float[Array, " features"]:
     return jnp.linalg.norm(arrangement, axis=1)
 
 
+def directions(arrangement: Arrangement) -> Arrangement:
+    """Features scaled to length 1; those of no length stay 0."""
+    norms = feature_norms(arrangement)
+    return arrangement / jnp.where(norms > 0, norms, 1)[:, None]
+
+
 def dimensionality(arrangement: Arrangement) -> Float[Array, " features"]:
     """The share of a dimension that each feature has: |a_i|² / Σ_j (â_i · a_j)², 0 for features of no length.
 
@@ -196,9 +201,8 @@ def interference(arrangement: Arrangement) -> Float[Array, " features"]:
 
 def coherence(arrangement: Arrangement) -> Float[Array, ""]:
     """Mutual coherence: the largest |cosine| between two features. At least `welch_bound`; features of no length count as 0."""
-    norms = feature_norms(arrangement)
-    directions = arrangement / jnp.where(norms > 0, norms, 1)[:, None]
-    cosines = jnp.abs(matmul(directions, directions.T))
+    rows = directions(arrangement)
+    cosines = jnp.abs(matmul(rows, rows.T))
     return jnp.max(jnp.where(jnp.eye(len(cosines), dtype=bool), 0, cosines), initial=0)
 
 
@@ -219,11 +223,10 @@ def restricted_isometry(key: Key[Array, ""], arrangement: Arrangement, sparsity:
     n_features = arrangement.shape[0]
     if not 1 <= sparsity <= n_features:
         raise ValueError(f"sparsity must be between 1 and n_features = {n_features}, got {sparsity}.")
-    norms = feature_norms(arrangement)
-    directions = arrangement / jnp.where(norms > 0, norms, 1)[:, None]
+    features = directions(arrangement)
 
     def draw(key):
-        rows = directions[jax.random.choice(key, n_features, (sparsity,), replace=False)]
+        rows = features[jax.random.choice(key, n_features, (sparsity,), replace=False)]
         return matmul(rows, rows.T)
 
     values, _ = jax.vmap(eigh)(jax.vmap(draw)(jax.random.split(key, n_draws)))

@@ -8,7 +8,7 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from superpos import linalg
+from superpos import arrangements, linalg
 
 
 def fista(
@@ -87,9 +87,8 @@ def omp(
 
 @partial(jax.jit, static_argnums=(2, 3))
 def _omp(y, arrangement, k, nonnegative):
-    norms = jnp.linalg.norm(arrangement, axis=1)
-    live = norms > 0
-    directions = arrangement / jnp.where(live, norms, 1)[:, None]
+    live = arrangements.feature_norms(arrangement) > 0
+    directions = arrangements.directions(arrangement)
 
     def one(target):
         # Gram-Schmidt over the chosen directions: `basis` is orthonormal, so the residual needs no solve in each round.

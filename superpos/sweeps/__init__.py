@@ -131,11 +131,11 @@ def sweep(
                         together(lambda: run.save(piece.name, found))  # noqa: B023
                     study.fill(piece, found)
                 if stage == "train" and first:
-                    _warn(layout, study.stages["train"].trees)
+                    _warn(layout.failures(study.stages["train"].trees))
         finally:
             bar.close()
     elif first:
-        _warn(layout, study.stages["train"].trees)
+        _warn(layout.failures(study.stages["train"].trees))
     seconds = {"compile": compiled - started, "run": time.perf_counter() - compiled}
     return Results(layout, {name: stage.trees for name, stage in study.stages.items()}, n_programs, n_bytes, seconds)
 
@@ -277,9 +277,8 @@ def _pairs(pairs, n_seeds):
     return array
 
 
-def _warn(layout, trees):
+def _warn(failed):
     """Names the models with NaN or infinity."""
-    failed = [failure for config, tree in enumerate(trees) for failure in layout.failures(config, 0, tree)]
     if not failed:
         return
     seeds: dict[str, list[str]] = {}

@@ -313,8 +313,6 @@ class Study:
 
     def broadcast(self) -> None:
         """Gives all processes what the first one has read."""
-        if jax.process_count() == 1:
-            return
         for stage in self.stages.values():
             stage.done = [share(done) for done in stage.done]
             if any(done.any() for done in stage.done):

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import itertools
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -64,9 +65,13 @@ class Layout:
     @property
     def configs(self) -> list[dict[str, Any]]:
         """The combinations of unrolled settings."""
-        unrolled = [axis for axis in self.axes if axis.array is None]
-        combinations = itertools.product(*(axis.values for axis in unrolled))
-        return [dict(zip((axis.name for axis in unrolled), values, strict=True)) for values in combinations]
+        combinations = itertools.product(*(axis.values for axis in self.unrolled))
+        return [dict(zip((axis.name for axis in self.unrolled), values, strict=True)) for values in combinations]
+
+    @property
+    def unrolled(self) -> list[Axis]:
+        """The settings that are branches of the program."""
+        return [axis for axis in self.axes if axis.array is None]
 
     @property
     def vmapped(self) -> list[Axis]:
@@ -86,10 +91,9 @@ class Layout:
 
     def index(self, config: int, point: int = 0) -> dict[str, int]:
         """Which value of each setting a combination of unrolled ones and a point have."""
-        unrolled = [axis for axis in self.axes if axis.array is None]
-        found = np.unravel_index(config, tuple(len(axis.values) for axis in unrolled))
+        found = np.unravel_index(config, tuple(len(axis.values) for axis in self.unrolled))
         at = np.unravel_index(point, self.grid)
-        names = [axis.name for axis in (*unrolled, *self.vmapped)]
+        names = [axis.name for axis in (*self.unrolled, *self.vmapped)]
         return {name: int(i) for name, i in zip(names, (*found, *at), strict=True)}
 
     def shape(self, stage: str) -> tuple[int, ...]:
@@ -105,16 +109,17 @@ class Layout:
         own = rows[1:] if leading > 1 else (rows[0] // math.prod(self.grid),)
         return jax.tree.map(lambda leaf: leaf.reshape(*self.grid, *own, *leaf.shape[leading:]), tree)
 
-    def failures(self, config: int, first: int, tree: Tree) -> list[dict[str, Any]]:
-        """Models with NaN or infinity, in rows from `first` on: their settings, `seed` and `leaves`."""
-        found: dict[int, list[str]] = {}
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-            if jnp.issubdtype(leaf.dtype, jnp.inexact):
-                bad = ~np.isfinite(leaf).reshape(len(leaf), -1).all(axis=1)
-                for row in np.flatnonzero(bad).tolist():
-                    found.setdefault(first + row, []).append(path_name(path))
+    def failures(self, trees: Sequence[Tree]) -> list[dict[str, Any]]:
+        """Models with NaN or infinity in what `train` returned: their settings, `seed` and `leaves`."""
+        found: dict[tuple[int, int], list[str]] = {}
+        for config, tree in enumerate(trees):
+            for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+                if jnp.issubdtype(leaf.dtype, jnp.inexact):
+                    bad = ~np.isfinite(leaf).reshape(len(leaf), -1).all(axis=1)
+                    for row in np.flatnonzero(bad).tolist():
+                        found.setdefault((config, row), []).append(path_name(path))
         failures = []
-        for row, leaves in sorted(found.items()):
+        for (config, row), leaves in sorted(found.items()):
             point, seed = divmod(row, self.n_seeds)
             at = self.index(config, point)
             failures.append({**{axis.name: axis.labels[at[axis.name]] for axis in self.axes}, "seed": seed, "leaves": leaves})
@@ -148,7 +153,7 @@ class Results:
     @property
     def failed(self) -> list[dict[str, Any]]:
         """Models with NaN or infinity in what `train` returned: their settings, `seed`, and the names of the `leaves`."""
-        return [failure for config, tree in enumerate(self.rows["train"]) for failure in self.layout.failures(config, 0, tree)]
+        return self.layout.failures(self.rows["train"])
 
     def load(self, seed: int | None = None, **settings: Any) -> Tree:
         """What `train` returned at one point: with all seeds on a leading axis, or of one seed.
@@ -209,8 +214,7 @@ class Results:
         import xarray as xr
 
         layout = self.layout
-        unrolled = [axis for axis in layout.axes if axis.array is None]
-        given = [axis.name for axis in (*unrolled, *layout.vmapped)] + list(sample)
+        given = [axis.name for axis in (*layout.unrolled, *layout.vmapped)] + list(sample)
         named = [_named(layout.unfold(stage, tree)) for tree in self.rows[stage]]
         coordinates: dict[str, Any] = {axis.name: _coordinate(axis.labels) for axis in layout.axes}
         if layout.pairs is not None and "pair" in sample:
@@ -219,7 +223,7 @@ class Results:
             coordinates |= {name: np.arange(layout.n_seeds) for name in sample}
         leaves = {name: [tree.get(name) for tree in named] for name in named[0]}
         leaves = {
-            name: np.stack(found).reshape(*(len(axis.values) for axis in unrolled), *found[0].shape)
+            name: np.stack(found).reshape(*(len(axis.values) for axis in layout.unrolled), *found[0].shape)
             for name, found in leaves.items()
             if all(leaf is not None and leaf.shape == found[0].shape for leaf in found)
         }
