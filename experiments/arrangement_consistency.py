@@ -9,6 +9,7 @@ The published generator (Longon, Klindt & Khosla, arXiv 2510.03186) does not giv
 which it really gives. The second map is of a generator that does; a correlation that cannot be had at this sparsity is blank.
 """
 
+import math
 from typing import Any
 
 import jax
@@ -113,7 +114,30 @@ def compute(config: ConfigDict, run: Run) -> dict[str, Any]:
 
 def draw(results: dict[str, Any], run: Run) -> None:
     """The figure: a map for each generator."""
-    plotting.consistency_maps(results["rows"], run.figure)
+    rows = results["rows"]
+    generators = list(dict.fromkeys(row["generator"] for row in rows))
+    figure, (axes,) = plotting.panels(1, len(generators), (5.6 * len(generators), 4.6))
+    ticks = sorted({row["second"] for row in rows})
+    for axis, generator in zip(axes, generators, strict=True):
+        chosen = {(row["second"], row["third"]): row for row in rows if row["generator"] == generator}
+        means = [[math.nan if chosen[x, y]["mean"] is None else chosen[x, y]["mean"] for x in ticks] for y in ticks]
+        image = axis.imshow(means, origin="lower", vmin=0, vmax=1, cmap="cividis")
+        realised = [chosen[x, x]["realised_second"] for x in ticks]
+        labels = [
+            f"{x:+.2f}\n(none)" if got is None else f"{x:+.2f}\n({got:+.2f})" for x, got in zip(ticks, realised, strict=True)
+        ]
+        axis.set_xticks(range(len(ticks)), labels, fontsize=7)
+        axis.set_yticks(range(len(ticks)), [label.replace("\n", " ") for label in labels], fontsize=7)
+        axis.set_facecolor("#DDDDDD")
+        axis.set_xlabel("correlation of feature 2 with feature 1: named (realised)")
+        axis.set_ylabel("of feature 3 with feature 1")
+        axis.set_title(f"{generator} generator")
+        axis.spines[:].set_visible(False)
+    bar = figure.colorbar(image, ax=axes, shrink=0.85)
+    bar.set_label("best correlation of a neuron's weights\nwith another seed's (Pearson r)")
+    n_seeds = rows[0]["n_seeds"]
+    figure.suptitle(f"3 features in 2 neurons, mean over ordered pairs of {n_seeds} seeds", fontsize=9, color="#444444")
+    plotting.save(figure, run.figure)
 
 
 if __name__ == "__main__":
