@@ -16,19 +16,23 @@ def fista(
     arrangement: Float[Array, "features units"],
     penalty: ArrayLike = 0.01,
     *,
+    ridge: ArrayLike = 0.0,
+    upper: ArrayLike = jnp.inf,
     rectified: bool = False,
     steps: int = 500,
 ) -> Float[Array, "samples features"]:
-    """Non-negative features that explain the units of each sample: argmin over z ≥ 0 of ½|y - z A|² + penalty · Σ z.
+    """Non-negative features that explain the units: argmin over 0 ≤ z ≤ upper of ½|y - z A|² + penalty · Σ z + ½ ridge · |z|².
 
-    Accelerated proximal gradient descent, restarted where the momentum points uphill. Sources: Beck & Teboulle 2009 (FISTA);
-    O'Donoghue & Candès 2015 (gradient restart).
+    Accelerated proximal gradient descent. Source: Beck & Teboulle 2009, "A fast iterative shrinkage-thresholding algorithm for
+    linear inverse problems", FISTA with constant step size.
 
     Args:
         y: units, `(n_samples, n_units)`.
         arrangement: A, `(n_features, n_units)`.
         penalty: of the sum of the features; scikit-learn's `Lasso(alpha, positive=True)` of each sample has alpha = penalty /
             n_units.
+        ridge: of their squares, as in the elastic net: pulls towards the mean of what is possible where units do not decide.
+        upper: the largest value that a feature can have, scalar or `(n_features,)`.
         rectified: y = relu(z A): a silent unit says only that its pre-activation was not positive, so that its error is
             relu(z A) in place of its difference from y.
         steps: static.
@@ -40,23 +44,24 @@ def fista(
         ValueError: y and the arrangement have different numbers of units.
     """
     _check(y, arrangement)
-    silent = rectified & (y <= 0)
-    step = 1 / jnp.maximum(_largest_eigenvalue(linalg.matmul(arrangement.T, arrangement)), 1e-30)
+    # Samples run along the last axis: on CPU all passes and matmuls are then fast.
+    units, upper = y.T, jnp.broadcast_to(jnp.asarray(upper), arrangement.shape[:1])[:, None]
+    silent = rectified & (units <= 0)
+    units = jnp.maximum(units, 0) if rectified else units
+    step = 1 / jnp.maximum(_largest_eigenvalue(linalg.matmul(arrangement.T, arrangement)) + ridge, 1e-30)
 
     def improve(state, _):
         z, ahead, t = state
-        error = linalg.matmul(ahead, arrangement) - y
-        error = jnp.where(silent, jnp.maximum(error + y, 0), error)
-        gradient = linalg.matmul(error, arrangement.T) + penalty
-        moved = jnp.maximum(ahead - step * gradient, 0)
-        uphill = jnp.sum((ahead - moved) * (moved - z), axis=1, keepdims=True) > 0
-        t = jnp.where(uphill, 1.0, t)
+        error = linalg.matmul(arrangement.T, ahead) - units
+        error = jnp.where(silent, jnp.maximum(error, 0), error)
+        gradient = linalg.matmul(arrangement, error) + ridge * ahead + penalty
+        moved = jnp.clip(ahead - step * gradient, 0, upper)
         faster = (1 + jnp.sqrt(1 + 4 * t**2)) / 2
         return (moved, moved + (t - 1) / faster * (moved - z), faster), None
 
-    start = jnp.zeros((y.shape[0], arrangement.shape[0]), jnp.result_type(y, arrangement))
-    (z, _, _), _ = lax.scan(improve, (start, start, jnp.ones((y.shape[0], 1), start.dtype)), length=steps)
-    return z
+    start = jnp.zeros((arrangement.shape[0], y.shape[0]), jnp.result_type(y, arrangement))
+    (z, _, _), _ = lax.scan(improve, (start, start, jnp.ones((), start.dtype)), length=steps)
+    return z.T
 
 
 def omp(

@@ -2,8 +2,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scipy.optimize import minimize
-from sklearn.linear_model import Lasso, orthogonal_mp
+from scipy.optimize import lsq_linear, minimize
+from sklearn.linear_model import ElasticNet, orthogonal_mp
 
 import superpos as sp
 from superpos import arrangements, sparse_coding
@@ -18,15 +18,41 @@ def problem():
     return a, z, z @ a
 
 
-@pytest.mark.parametrize("penalty", [0.001, 0.05])
-def test_fista_is_the_positive_lasso(problem, penalty):
+@pytest.mark.parametrize(("penalty", "ridge"), [(0.001, 0.0), (0.05, 0.0), (0.02, 0.05)])
+def test_fista_is_the_positive_elastic_net(problem, penalty, ridge):
     a, _, y = problem
-    found = sparse_coding.fista(y, a, penalty, steps=2000)
-    lasso = Lasso(alpha=penalty / 8, positive=True, fit_intercept=False, max_iter=100_000, tol=1e-10)
-    expected = np.stack([lasso.fit(np.asarray(a, np.float64).T, np.asarray(row, np.float64)).coef_ for row in y])
+    found = fista(y, a, penalty, ridge)
+    net = ElasticNet(
+        alpha=(penalty + ridge) / 8,
+        l1_ratio=penalty / (penalty + ridge),
+        positive=True,
+        fit_intercept=False,
+        max_iter=100_000,
+        tol=1e-10,
+    )
+    expected = np.stack([net.fit(np.asarray(a, np.float64).T, np.asarray(row, np.float64)).coef_ for row in y])
     np.testing.assert_allclose(found, expected, atol=2e-3)
-    objective = lambda z: 0.5 * np.sum((np.asarray(y) - z @ np.asarray(a)) ** 2, axis=1) + penalty * z.sum(axis=1)  # noqa: E731
+
+    def objective(z):
+        error = np.asarray(y) - z @ np.asarray(a)
+        return 0.5 * np.sum(error**2, axis=1) + penalty * z.sum(axis=1) + 0.5 * ridge * np.sum(z**2, axis=1)
+
     np.testing.assert_allclose(objective(np.asarray(found)), objective(expected), atol=1e-5)
+
+
+@jax.jit  # compiled once
+def fista(y, a, penalty, ridge):
+    return sparse_coding.fista(y, a, penalty, ridge=ridge, steps=2000)
+
+
+def test_features_stay_below_their_largest_value(problem):
+    a, _, y = problem
+    upper = np.linspace(0.1, 1, 20)
+    found = sparse_coding.fista(y, a, 0.0, upper=jnp.asarray(upper, jnp.float32), ridge=0.01, steps=2000)
+    for row, own in zip(np.asarray(y, np.float64)[:10], np.asarray(found), strict=False):
+        rows = np.vstack([np.asarray(a, np.float64).T, 0.1 * np.eye(20)])  # the ridge as further equations
+        best = lsq_linear(rows, np.concatenate([row, np.zeros(20)]), (0, upper), tol=1e-14).x
+        np.testing.assert_allclose(own, best, atol=2e-3)
 
 
 def test_rectified_units_only_bound_what_is_silent(problem):
