@@ -37,6 +37,8 @@ def small_study():
     config.features.n_features = 12
     config.toy.update({"steps": 40, "batch_size": 64})
     config.sae.update({"n_latents": 12, "k": 2, "steps": 30, "batch_size": 64})
+    config.oracle.update({"steps": 20, "penalties": (0.01, 0.1), "ridge_ratios": (0.0,), "n_samples": 100})
+    config.supervised.update({"width": 8, "steps": 30, "batch_size": 64})
     config.eval.update({"n_samples": 1000, "batch_size": 100})
     return config
 
@@ -57,7 +59,7 @@ def test_study_writes_what_the_contract_says(study):
     assert written["experiment"] == "toy_alignment"
     assert set(written["seconds"]) == {"compile", "run"}
     assert {(row["metric"], row["comparison"]) for row in written["rows"]} == {
-        (metric, comparison) for metric in small_study().metrics for comparison in COMPARISONS
+        (metric, comparison) for metric in small_study().metrics for comparison in (*COMPARISONS, "oracle->oracle")
     }
     for row in written["rows"]:
         assert {"n_hidden", "metric", "comparison", "mean", "std", "ci95", "n_seeds", "n_pairs"} == set(row)
@@ -65,7 +67,7 @@ def test_study_writes_what_the_contract_says(study):
         assert low <= row["mean"] <= high
         symmetric = row["metric"] == "soft_match" and len(set(row["comparison"].split("->"))) == 1
         assert row["n_pairs"] == (3 if symmetric else 6)
-    assert [row["units"] for row in written["recovery"]] == ["neuron", "sae", "random_sae"]
+    assert [row["units"] for row in written["recovery"]] == list(toy_alignment.REPRESENTATIONS)
     assert abs(written["largest_duality_gap"]) < 1e-5
 
 
