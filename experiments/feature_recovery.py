@@ -8,6 +8,7 @@ hardly in the hidden units; where they are high and the SAE is low, the SAE miss
 Source: Longon, Klindt & Khosla, arXiv 2510.03186, feature recovery of the toy models.
 """
 
+import itertools
 from typing import Any
 
 import jax
@@ -58,24 +59,26 @@ def draw(results: dict[str, Any], run: Run) -> None:
     features, widths = results["features"], list(dict.fromkeys(row["n_hidden"] for row in results["rows"]))
     size = (1 + 2.6 * len(widths), 0.9 + 1.15 * len(features))
     figure, axes = plotting.panels(len(features), len(widths), size, sharex=True, sharey=True)
+    tallest = 0.0
     for line, (name, by_width) in zip(axes, features.items(), strict=True):
         for axis, n_hidden in zip(line, widths, strict=True):
             values = np.ravel(by_width[str(n_hidden)])
-            (row,) = [row for row in results["rows"] if (row["units"], row["n_hidden"]) == (name, n_hidden)]
             weights = np.full(values.size, 100 / values.size)
-            axis.hist(values, np.linspace(0, 1, 41), weights=weights, color=plotting.COLOURS[name])
-            interval = plotting.errors([row])
-            axis.errorbar(row["mean"], 45, xerr=interval, fmt="|", color="#555555", capsize=3, markersize=9)
-            axis.annotate(
-                f"mean {row['mean']:.2f}", (row["mean"], 45), (0, 7), textcoords="offset points", ha="center", fontsize=8
-            )
-            axis.set_ylim(0, 60)
+            heights, *_ = axis.hist(values, np.linspace(0, 1, 21), weights=weights, color=plotting.COLOURS[name])
+            tallest = max(tallest, *heights)
         line[0].set_ylabel(f"{name}\n% of features")
+    axes[0, 0].set_ylim(0, 1.5 * tallest)
+    rows = {(row["units"], row["n_hidden"]): row for row in results["rows"]}
+    for (i, name), (j, n_hidden) in itertools.product(enumerate(features), enumerate(widths)):
+        row, axis, height = rows[name, n_hidden], axes[i, j], 1.12 * tallest
+        axis.errorbar(row["mean"], height, xerr=plotting.errors([row]), fmt="|", color="#555555", capsize=3, markersize=9)
+        place = {"xytext": (0, 7), "textcoords": "offset points", "ha": "center", "fontsize": 8}
+        axis.annotate(f"mean {row['mean']:.2f}", (row["mean"], height), **place)
     for axis, n_hidden in zip(axes[0], widths, strict=True):
         axis.set_title(f"{n_hidden} hidden units")
     for axis in axes[-1]:
         axis.set_xlim(0, 1)
-        axis.set_xlabel("highest correlation with any unit (Pearson r)")
+        axis.set_xlabel("highest correlation with a unit (r)")
     n_seeds, n_features = np.shape(features["neuron"][str(widths[0])])
     note = f"{n_features} features of {n_seeds} models each; marked: mean with its 95 % confidence interval over models"
     figure.suptitle(note, fontsize=9, color="#444444")
