@@ -9,8 +9,8 @@ A second table holds the expected score of two random arrangements against simul
 Look at whether linear units lie on the diagonal, and how far the rectified ones fall off it; at matching, which falls with t,
 where cka, procrustes and regression of linear units do not see a rotation at all; and at sparsity, which linear units do not
 feel. Arrangements equal up to order and positive scale ("equal" in the table) match perfectly. soft_match is permutation_match
-here, since both sides have equally many units. Row-normalised RSA (`rsa`) depends on more than covariances: it is measured, not
-predicted.
+here, since both sides have equally many units, but for rectified ones that never fire (some do not at probability 1).
+Row-normalised RSA (`rsa`) depends on more than covariances: it is measured, not predicted.
 """
 
 import itertools
@@ -63,8 +63,8 @@ def get_config() -> ConfigDict:
     config.n_pairs = ConfigDict({"compression": 100, "fixed": 25})  # of arrangements, where n_units is varied, and where not
     # n_samples is rounded up, so that each fold is made of whole batches; rsa, which moments do not give, is of fewer samples.
     config.eval = ConfigDict({"n_samples": 1_000_000, "batch_size": 1024, "n_rsa": 12_288})
-    # Simulations of random arrangements with n_features / one_in units; of 64 features that many pairs, of more fewer.
-    config.random = ConfigDict({"n_features": (64, 256, 1024, 4096), "one_in": (8, 4, 2), "n_pairs": 256})
+    # Simulations of random arrangements with n_features / one_in units: n_pairs of 64 features, of more ones fewer, at least 4.
+    config.random = ConfigDict({"n_features": (64, 256, 1024, 4096), "one_in": (8, 4, 2), "n_pairs": 4096})
     config.chunk = 32  # pairs in flight at once: so many fit into a CPU's cache; 0: into memory
     return config
 
@@ -178,11 +178,12 @@ def compute(config: ConfigDict, run: Run) -> dict[str, Any]:
     numbers, workdir = np.arange(len(owners)), run.path / "sweep" / "score"
     sweeps.append(sp.sweep(study.score, {}, numbers, data_key=states["moments"], chunk=chunk, workdir=workdir))
     nothing = np.full_like(states["rsa"][:, :1], math.nan)
-    scores = {**sweeps[-1].load(), "rsa": np.concatenate([nothing, states["rsa"]], axis=1)}
+    scored = sweeps[-1].load()
+    scores = {name: scored[name] for name in config.metrics} | {"rsa": np.concatenate([nothing, states["rsa"]], axis=1)}
     rows = tabulate(points, owners, scores, config.n_features)
     random = []
     for n_features in config.random.n_features:
-        keys = jax.random.split(random_key, max(4, config.random.n_pairs * 64 // n_features))
+        keys = jax.random.split(random_key, max(4, config.random.n_pairs * 64**2 // n_features**2))
         grid = {"n_features": [n_features], "one_in": config.random.one_in}
         workdir = run.path / "sweep" / f"random_{n_features}"
         sweeps.append(sp.sweep(study.simulate, grid, keys, workdir=workdir))
@@ -355,7 +356,7 @@ def _differences(axis, rows):
     axis.set_xscale("log")
     axis.set_yticks(range(len(metrics)), metrics)
     axis.invert_yaxis()
-    axis.set_xlabel("|measured - predicted| (bar: standard error of a score; dots: 0.003)")
+    axis.set_xlabel("|measured - predicted| (bar: standard error; dots: 0.003)")
     axis.set_title(f"Largest difference in {rows[0]['n_pairs']} pairs")
 
 
