@@ -151,7 +151,15 @@ def rotation(key: Key[Array, ""], n_units: int, fraction: ArrayLike = 1.0) -> Fl
     entries = jax.random.normal(key, (n_units, n_units))
     # Eigenvalues of (G - Gᵀ)/√2 fill a semicircle of radius 2 √n on the imaginary axis.
     generator = (entries - entries.T) * (math.pi / (2 * math.sqrt(2 * n_units)))
-    return jax.scipy.linalg.expm(fraction * generator)
+    # Scaling and squaring by products alone, of expm - 1 for the sake of small angles; exact to rounding for fractions up to 8.
+    # `jax.scipy.linalg.expm` solves linear systems, in batched LAPACK kernels that hang on CPU: see `superpos.linalg`.
+    small = jnp.asarray(fraction) / 16 * generator
+    turned = jnp.zeros_like(small)
+    for power in range(12, 0, -1):
+        turned = matmul(small, jnp.eye(n_units) + turned) / power
+    for _ in range(4):
+        turned = 2 * turned + matmul(turned, turned)
+    return jnp.eye(n_units) + turned
 
 
 def permute_units(key: Key[Array, ""], arrangement: Arrangement) -> Arrangement:
