@@ -169,7 +169,7 @@ def draw(results: dict[str, Any], run: Run) -> None:
         for name, (label, style) in MATCHES.items():
             found = [value for value in own[name] if value is not None]
             bottom.hist(found, match_bins, weights=[1 / len(own[name])] * len(found), label=label, **style)
-        bottom.set_xlabel("match of neurons' weights (r; 1: same arrangement)")
+        bottom.set_xlabel("match of neurons' weights (Pearson r)")
         # Means with their intervals, above the bars.
         for height, (name, (_, style)) in zip((1.06, 1.02), MATCHES.items(), strict=True):
             row = [summary[name]]
