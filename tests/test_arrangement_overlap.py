@@ -97,6 +97,8 @@ def test_models_are_those_of_toy_alignment():
     published.features.update(config.features)
     published.toy.update(config.toy)
     published.sae.update({"n_latents": 4, "k": 1, "steps": 1, "batch_size": 2})
+    published.oracle.update({"steps": 1, "penalties": (0.1,), "ridge_ratios": (0.0,), "n_samples": 2})
+    published.supervised.steps = 0
     published.eval.update({"n_samples": 10, "batch_size": 2})
     published.n_hidden = (4,)
     keys = jax.random.split(jax.random.key(3))
