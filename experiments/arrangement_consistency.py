@@ -67,11 +67,9 @@ class Study:
 
     @staticmethod
     def score(a, b, eval_key):
-        """The mean over b's neurons of the highest correlation of weights with one of a's; NaN where all weights are equal."""
+        """How alike their neurons' weights are; NaN where all weights are equal."""
         del eval_key
-        a, b = (state["W"] - state["W"].mean(axis=0) for state in (a, b))
-        a, b = (weights / jnp.linalg.norm(weights, axis=0) for weights in (a, b))
-        return jnp.mean(jnp.max(a.T @ b, axis=0))
+        return sp.arrangements.semi_match(a["W"], b["W"])
 
 
 def compute(config: ConfigDict, run: Run) -> dict[str, Any]:

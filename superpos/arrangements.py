@@ -10,7 +10,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Bool, Float, Key
 
 from superpos.linalg import eigh, matmul
 
@@ -257,6 +257,35 @@ def overlap(a: Arrangement, b: Arrangement) -> Float[Array, " features"]:
     Source: Longon, Klindt & Khosla, arXiv 2510.03186, toy models.
     """
     return feature_norms(a) * feature_norms(b)
+
+
+def semi_match(a: Arrangement, b: Arrangement, shared: Bool[Array, " features"] | None = None) -> Float[Array, ""]:
+    """How alike units mix features: the highest Pearson correlation of weights with any unit of a, mean over units of b.
+
+    1 for arrangements that are equal up to the order and a positive scale of their units. Source: Longon, Klindt & Khosla,
+    arXiv 2510.03186, toy models.
+
+    Args:
+        a, b: arrangements of the same features.
+        shared: the features that correlations are over, `(n_features,)`; by default all.
+
+    Returns:
+        Scalar. Units whose weights do not vary over these features are left out. NaN where none varies, or where there are
+        fewer than 3 features: any two units correlate perfectly over 2.
+    """
+    shared = jnp.ones(a.shape[0], bool) if shared is None else shared
+    n_shared = jnp.sum(shared)
+
+    def standardise(weights):
+        inside = jnp.where(shared[:, None], weights, jnp.nan)
+        live = (n_shared >= 3) & (jnp.nanmax(inside, axis=0) > jnp.nanmin(inside, axis=0))
+        centred = jnp.where(shared[:, None], weights - jnp.nanmean(inside, axis=0), 0)
+        return jnp.where(live, centred / jnp.linalg.norm(centred, axis=0), 0), live
+
+    (a, source), (b, target) = standardise(a), standardise(b)
+    best = jnp.max(jnp.where(source[:, None], matmul(a.T, b), -jnp.inf), axis=0)
+    scored = target & jnp.any(source)
+    return jnp.sum(jnp.where(scored, best, 0)) / jnp.sum(scored)  # 0 / 0 is NaN
 
 
 def _check(n_features, n_units):

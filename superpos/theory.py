@@ -12,6 +12,8 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 from jax.scipy.special import betainc
+from jax.scipy.stats import norm
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from superpos import alignment, arrangements
@@ -171,3 +173,43 @@ def isometry_recovers(constant: float) -> bool:
     `arrangements.restricted_isometry` is a lower bound of the constant, it can rule the guarantee out, not prove it.
     """
     return constant < math.sqrt(2) - 1
+
+
+def phase_transition(compression: ArrayLike) -> Array:
+    """The share of features that may be active for sparse inference to find them in a large random arrangement.
+
+    Below it, the least sum of non-negative features that explains the units is typically the true one; above it, typically
+    not. The weak threshold ε = ρ δ of Donoho and Tanner for non-negative signals, in the form of approximate message passing:
+    min over τ of ε (1 + τ²) + (1 - ε) E[(Z - τ)₊²] = δ, Z standard normal. At the minimum ε = g / (τ + g) with
+    g = E[(Z - τ)₊] = φ(τ) - τ Φ(-τ), so that τ is a parameter of the curve, found by bisection. Exact for many features, with
+    Gaussian or uniformly random directions and linear units; for few it is passed gradually.
+
+    Sources: Donoho & Tanner 2005, "Neighborliness of randomly projected simplices in high dimensions"; Donoho, Maleki &
+    Montanari 2009, "Message-passing algorithms for compressed sensing".
+
+    Args:
+        compression: δ = n_units / n_features, between 0 and 1, of any shape; may be traced.
+
+    Returns:
+        ε, as many values. n_features ε features may be active at once, ρ = ε / δ of the number of units.
+
+    >>> round(float(phase_transition(0.5)), 3)
+    0.279
+    """
+    compression = jnp.asarray(compression, jnp.result_type(float))
+
+    def curve(tau):
+        density, tail = norm.pdf(tau), norm.cdf(-tau)
+        excess = jnp.maximum(density - tau * tail, 0)
+        share = excess / (tau + excess)
+        return share, share * (1 + tau**2) + (1 - share) * ((1 + tau**2) * tail - tau * density)
+
+    def halve(_, ends):
+        low, high = ends
+        middle = (low + high) / 2
+        falls = curve(middle)[1] > compression  # δ falls from 1 at τ = 0
+        return jnp.where(falls, middle, low), jnp.where(falls, high, middle)
+
+    low, high = jnp.zeros_like(compression), jnp.full_like(compression, 8.0)
+    low, high = jax.lax.fori_loop(0, 40, halve, (low, high))
+    return curve((low + high) / 2)[0]

@@ -115,3 +115,22 @@ def test_bad_sizes(call, message):
 def test_a_trained_model_is_an_arrangement():
     toy = sp.toy.ToyModel(6, 3)
     assert arrangements.dimensionality(toy.init(KEY)["W"]).shape == (6,)
+
+
+def test_semi_match_is_the_best_correlation_of_weights_over_the_shared_features():
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(20, 5)).astype(np.float32), rng.normal(size=(20, 7)).astype(np.float32)
+    shared = rng.random(20) < 0.6
+    a[shared, 2] = b[shared, 4] = 3.3  # these do not vary over what is shared, and drop out
+    live_a, live_b = [0, 1, 3, 4], [0, 1, 2, 3, 5, 6]
+    r = np.corrcoef(a[shared][:, live_a], b[shared][:, live_b], rowvar=False)[:4, 4:]
+    np.testing.assert_allclose(arrangements.semi_match(a, b, shared), r.max(axis=0).mean(), rtol=1e-5)
+    r = np.corrcoef(a, b, rowvar=False)[:5, 5:]
+    np.testing.assert_allclose(arrangements.semi_match(a, b), r.max(axis=0).mean(), rtol=1e-5)
+
+
+def test_semi_match_of_too_few_features_or_constant_weights_is_undefined():
+    a = np.random.default_rng(0).normal(size=(20, 5)).astype(np.float32)
+    assert np.isnan(arrangements.semi_match(a, a, np.arange(20) < 2))
+    np.testing.assert_allclose(arrangements.semi_match(a, a, np.arange(20) < 3), 1, rtol=1e-5)
+    assert np.isnan(arrangements.semi_match(a, np.full((20, 3), 0.3, np.float32)))

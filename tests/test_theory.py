@@ -2,7 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scipy.optimize import linear_sum_assignment
+from scipy.optimize import linear_sum_assignment, linprog
 
 import superpos as sp
 from superpos import arrangements, theory
@@ -106,3 +106,24 @@ def test_sparse_features_below_the_coherence_bound_are_found():
 def test_isometry_condition():
     assert theory.isometry_recovers(0.41)
     assert not theory.isometry_recovers(0.42)
+
+
+def test_phase_transition_is_where_the_least_sum_of_features_stops_being_the_true_one():
+    shares = np.asarray(theory.phase_transition(np.array([[0.25, 0.5], [0.75, 1.0]])))
+    np.testing.assert_allclose(shares[0, 1] / 0.5, 0.558, atol=1e-3)  # Donoho & Tanner's table
+    np.testing.assert_allclose(shares[1, 1], 1, atol=1e-6)
+    rng = np.random.default_rng(0)
+
+    def recovered(n_units, k):
+        a, z = rng.standard_normal((200, n_units)), np.zeros(200)
+        z[rng.choice(200, k, replace=False)] = rng.random(k)
+        found = linprog(np.ones(200), A_eq=a.T, b_eq=z @ a, bounds=(0, None)).x
+        return found is not None and np.abs(found - z).max() < 1e-5
+
+    for compression, share in zip((0.25, 0.5, 0.75), shares.ravel()[:3], strict=True):
+        below, above = (
+            np.mean([recovered(int(200 * compression), round(200 * factor * share)) for _ in range(10)])
+            for factor in (0.7, 1.3)
+        )
+        assert below >= 0.9
+        assert above <= 0.1
