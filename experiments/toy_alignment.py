@@ -58,7 +58,7 @@ def get_config() -> ConfigDict:
     # A network that is trained on the true features; 0 steps: none.
     config.supervised = ConfigDict({"width": 256, "steps": 4_000, "batch_size": 1024, "learning_rate": 3e-3})
     # n_samples is rounded up, so that each fold is made of whole batches.
-    config.eval = ConfigDict({"n_samples": 204_800, "batch_size": 4096, "n_folds": 5})
+    config.eval = ConfigDict({"n_samples": 204_800, "batch_size": 512, "n_folds": 5})
     return config
 
 

@@ -131,6 +131,7 @@ def test_odd_settings_and_pytrees_survive_saving(tmp_path):
     expected = train(KEYS[2], None, np.float32(10), jax.nn.relu, np.inf)
     np.testing.assert_allclose(twins["w"], expected[0]["w"], rtol=1e-6)
     assert twins["a.b"] == 2 * twins["a"]["b"]
+    np.testing.assert_allclose(pair["z"], expected[1].z, rtol=1e-6)  # fields keep their own order, dicts sort theirs
     assert (pair["a"], limit, str(x.dtype)) == (bool(expected[1].a), 3.0, "bfloat16")
     assert set(found.states) >= {"0.a.b", "0.a.b_", "0.w", "0.w[0]_", "0.scale", "1.z", "3"}
     np.testing.assert_allclose(found.states["0.scale"].sel(scale=0.1), 0.1, rtol=1e-6)
@@ -155,6 +156,9 @@ def test_chunks_bound_what_is_in_flight(monkeypatch):
         pairs = [leaves for leaves in calls if leaves[0].dtype != np.uint32]
         assert max(leaves[0].shape[0] for leaves in rows) <= chunk
         assert max(leaves[0].shape[0] * leaves[0].shape[1] * leaves[2].shape[1] for leaves in pairs) <= chunk
+    calls.clear()
+    sp.sweep(train, **settings)
+    assert len(calls) == 2  # what fits into memory goes in one call: all models, then all pairs
 
 
 def test_little_memory_makes_small_chunks():

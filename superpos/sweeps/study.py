@@ -80,8 +80,8 @@ class Stage:
         jax.tree.map(put, self.trees[piece.config], tree)
         self.done[piece.config][piece.where] = True
 
-    def restore(self, piece: Piece, run: Run) -> None:
-        """Reads back a piece that an earlier run finished.
+    def restore(self, piece: Piece, load: Callable[[], Tree]) -> None:
+        """Fills in a piece that an earlier run finished; `load` reads its checkpoint.
 
         Raises:
             ValueError: its checkpoint is damaged, or not of this sweep.
@@ -89,14 +89,14 @@ class Stage:
         inside = len(piece.block) == len(self.shape) and all(
             0 <= first < end <= size for (first, end), size in zip(piece.block, self.shape, strict=True)
         )
-        if not inside or piece.config >= len(self.structs):
-            raise ValueError(f"Checkpoint {piece.name} does not belong to this sweep: remove it, or name another workdir.")
-        shape = tuple(end - first for first, end in piece.block)
-        found = run.load(piece.name, self.structs[piece.config])
-        shapes = [(*shape, *struct.shape) for struct in jax.tree.leaves(self.structs[piece.config])]
-        if [leaf.shape for leaf in jax.tree.leaves(found)] != shapes:
-            raise ValueError(f"Checkpoint {piece.name} does not belong to this sweep: remove it, or name another workdir.")
-        self.fill(piece, found)
+        if inside and piece.config < len(self.structs):
+            found, struct = load(), self.structs[piece.config]
+            shape = tuple(end - first for first, end in piece.block)
+            shapes = [(*shape, *leaf.shape) for leaf in jax.tree.leaves(struct)]
+            if jax.tree.structure(found) == jax.tree.structure(struct) and [x.shape for x in jax.tree.leaves(found)] == shapes:
+                self.fill(piece, found)
+                return
+        raise ValueError(f"Checkpoint {piece.name} does not belong to this sweep: remove it, or name another workdir.")
 
 
 def read(run: Run, layout: Layout, names: Sequence[str]) -> dict[str, Stage]:
@@ -105,19 +105,20 @@ def read(run: Run, layout: Layout, names: Sequence[str]) -> dict[str, Stage]:
     Raises:
         ValueError: it is not finished, or a checkpoint is damaged.
     """
-    pieces = [Piece.named(name) for name in run.checkpoints()]
+    # As nested dicts throughout, whatever containers there were: some have an order of their own.
+    trees = {Piece.named(name): run.load(name) for name in run.checkpoints()}
     found = {}
     for name in names:
         structs, first = [], (0,) * len(layout.shape(name))
         for config in range(len(layout.configs)):
-            mine = [piece for piece in pieces if (piece.stage, piece.config) == (name, config)]
+            mine = [tree for piece, tree in trees.items() if (piece.stage, piece.config) == (name, config)]
             if not mine:
                 raise ValueError(f"The sweep in {run.path} is not finished: run it again, it goes on where it stopped.")
-            structs.append(_take(run.load(mine[0].name), first))
+            structs.append(_take(mine[0], first))
         stage = Stage(structs, layout.shape(name))
-        for piece in pieces:
+        for piece, tree in trees.items():
             if piece.stage == name:
-                stage.restore(piece, run)
+                stage.restore(piece, lambda tree=tree: tree)
         if not all(done.all() for done in stage.done):
             raise ValueError(f"The sweep in {run.path} is not finished: run it again, it goes on where it stopped.")
         found[name] = stage
@@ -213,10 +214,10 @@ class Study:
         shape = self.layout.shape("score")
         if self.layout.pairs is not None:
             return Sizes(rows, (_share(shape[0], pairs, n_devices),), 0)
-        targets = shape[2] if pairs >= shape[1] * shape[2] else _share(shape[2], max(1, pairs // n_devices), 1)
-        sources, points = _share(shape[1], max(1, pairs // targets), 1), 1
+        targets = shape[2] if pairs >= shape[1] * shape[2] else _share(shape[2], max(1, pairs / n_devices), 1)
+        sources, points = _share(shape[1], max(1, pairs / targets), 1), 1
         if sources == shape[1]:
-            points = _share(shape[0], pairs // (targets * sources), 1)
+            points = _share(shape[0], pairs / (targets * sources), 1)
         # Devices share the points or the sources, whichever leaves fewer of them idle.
         choices = [(_round_up(points, n_devices), sources), (points, _round_up(sources, n_devices))]
         split = min((0, 1), key=lambda axis: math.prod(choices[axis]))
@@ -309,7 +310,8 @@ class Study:
             piece = Piece.named(name)
             if piece.stage not in self.stages:
                 raise ValueError(f"Checkpoint {name} does not belong to this sweep: remove it, or name another workdir.")
-            self.stages[piece.stage].restore(piece, run)
+            stage = self.stages[piece.stage]
+            stage.restore(piece, lambda piece=piece, stage=stage: run.load(piece.name, stage.structs[piece.config]))
 
     def broadcast(self) -> None:
         """Gives all processes what the first one has read."""
