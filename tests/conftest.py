@@ -35,3 +35,24 @@ def fold_ids():
 @pytest.fixture
 def key():
     return jax.random.key(0)
+
+
+@pytest.fixture(scope="session")
+def conduct(tmp_path_factory):
+    """Runs an experiment of a configuration, and draws its figure: `conduct(experiment, config) -> (run, results)`."""
+    from superpos.results import Run
+
+    def conduct(experiment, config):
+        name = experiment.__name__.split(".")[-1]
+        run = Run(tmp_path_factory.mktemp(name) / "run", name, config.to_dict())
+        # Compiling takes nearly all of the time, and half of that is optimising.
+        jax.config.update("jax_disable_most_optimizations", True)
+        try:
+            results = experiment.compute(config, run)
+        finally:
+            jax.config.update("jax_disable_most_optimizations", False)
+        experiment.draw(results, run)
+        assert run.figure.stat().st_size > 10_000
+        return run, results
+
+    return conduct

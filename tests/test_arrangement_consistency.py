@@ -2,19 +2,14 @@ import numpy as np
 import pytest
 
 from experiments import arrangement_consistency
-from superpos.results import Run
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory):
+def results(conduct):
     config = arrangement_consistency.get_config()
     config.update({"n_seeds": 3, "n_steps": 3})
     config.toy.update({"steps": 20, "batch_size": 32})
-    run = Run(tmp_path_factory.mktemp("consistency") / "run", "arrangement_consistency", config.to_dict())
-    results = arrangement_consistency.compute(config, run)
-    arrangement_consistency.draw(results, run)
-    assert run.figure.stat().st_size > 10_000
-    return results
+    return conduct(arrangement_consistency, config)[1]
 
 
 def test_the_grid_is_complete_and_says_what_it_realised(results):

@@ -15,12 +15,8 @@ def small_config():
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory):
-    run = Run(tmp_path_factory.mktemp("overlap") / "run", "arrangement_overlap", small_config().to_dict())
-    results = arrangement_overlap.compute(small_config(), run)
-    arrangement_overlap.draw(results, run)
-    assert run.figure.stat().st_size > 10_000
-    return results
+def results(conduct):
+    return conduct(arrangement_overlap, small_config())[1]
 
 
 @pytest.fixture(scope="module")

@@ -44,11 +44,8 @@ def small_study():
 
 
 @pytest.fixture(scope="module")
-def study(tmp_path_factory):
-    run = Run(tmp_path_factory.mktemp("toy") / "run", "toy_alignment", small_study().to_dict())
-    results = toy_alignment.compute(small_study(), run)
-    toy_alignment.draw(results, run)
-    return run, results
+def study(conduct):
+    return conduct(toy_alignment, small_study())
 
 
 def test_study_writes_what_the_contract_says(study):
@@ -128,16 +125,13 @@ def small_align(folder):
     return config
 
 
-def test_align_scores_every_comparison(activations, tmp_path):
+def test_align_scores_every_comparison(activations, conduct):
     config = small_align(activations)
-    run = Run(tmp_path, "align", config.to_dict())
-    results = align.compute(config, run)
-    align.draw(results, run)
+    run, results = conduct(align, config)
     assert [row["comparison"] for row in results["rows"]] == list(COMPARISONS)
     assert [row["n_seeds"] for row in results["rows"]] == [1, 3, 3, 3, 3, 3]
     assert results["n_scored"] == 180
-    assert run.figure.stat().st_size > 10_000
-    assert Run(tmp_path, "align", config.to_dict()).finished()["rows"] == json.loads(json.dumps(results["rows"]))
+    assert Run(run.path, "align", config.to_dict()).finished()["rows"] == json.loads(json.dumps(results["rows"]))
 
 
 def test_groups_straddle_neither_the_split_nor_folds(activations):

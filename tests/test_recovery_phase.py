@@ -16,12 +16,8 @@ def small_config():
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory):
-    run = Run(tmp_path_factory.mktemp("phase") / "run", "recovery_phase", small_config().to_dict())
-    results = recovery_phase.compute(small_config(), run)
-    recovery_phase.draw(results, run)
-    assert run.figure.stat().st_size > 10_000
-    return results
+def results(conduct):
+    return conduct(recovery_phase, small_config())[1]
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,3 @@
-import jax
 import numpy as np
 import pytest
 
@@ -28,16 +27,8 @@ def small_config():
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory):
-    config = small_config()
-    run = Run(tmp_path_factory.mktemp("theory") / "run", "theory", config.to_dict())
-    # Compiling takes nearly all of the time, and half of that is optimising.
-    jax.config.update("jax_disable_most_optimizations", True)
-    results = theory.compute(config, run)
-    jax.config.update("jax_disable_most_optimizations", False)
-    theory.draw(results, run)
-    assert run.figure.stat().st_size > 10_000
-    return results
+def results(conduct):
+    return conduct(theory, small_config())[1]
 
 
 def rows(results, **settings):

@@ -8,7 +8,6 @@ from scipy.stats import spearmanr
 
 import superpos as sp
 from experiments import feature_recovery, performance
-from superpos.results import Run
 
 
 def shrink(config):
@@ -23,16 +22,12 @@ def shrink(config):
 
 
 @pytest.fixture(scope="module")
-def recovered(tmp_path_factory):
+def recovered(conduct):
     config = shrink(feature_recovery.get_config())
     config.n_seeds = 3
     config.toy.steps = config.supervised.steps = 30
     config.sae.k = 2
-    run = Run(tmp_path_factory.mktemp("recovery") / "run", "feature_recovery", config.to_dict())
-    results = feature_recovery.compute(config, run)
-    feature_recovery.draw(results, run)
-    assert run.figure.stat().st_size > 10_000
-    return results
+    return conduct(feature_recovery, config)[1]
 
 
 def test_every_feature_of_every_model_is_there(recovered):
@@ -45,15 +40,11 @@ def test_every_feature_of_every_model_is_there(recovered):
 
 
 @pytest.fixture(scope="module")
-def performed(tmp_path_factory):
+def performed(conduct):
     config = shrink(performance.get_config())
     config.n_seeds = 2
     config.probabilities, config.toy_steps = (0.2,), (5, 60)
-    run = Run(tmp_path_factory.mktemp("performance") / "run", "performance", config.to_dict())
-    results = performance.compute(config, run)
-    performance.draw(results, run)
-    assert run.figure.stat().st_size > 10_000
-    return config, run, results
+    return config, *conduct(performance, config)
 
 
 def test_a_model_that_stops_early_is_one_that_was_trained_so_long(performed):
