@@ -76,6 +76,8 @@ def compute(config: ConfigDict, run: Run) -> dict[str, Any]:
     """Trains all models as one program, and tabulates how consistent they are."""
     if config.n_seeds < 2 or config.n_steps < 2:
         raise ValueError(f"config.n_seeds and config.n_steps must be at least 2, got {config.n_seeds} and {config.n_steps}.")
+    if config.chunk < 0:
+        raise ValueError(f"config.chunk must be at least 0, got {config.chunk}.")
     if not 0 < config.probability < 1:
         raise ValueError(f"config.probability must be between 0 and 1, got {config.probability}.")
     study = Study(config)

@@ -164,7 +164,7 @@ def draw(results: dict[str, Any], run: Run) -> None:
         top.set_xscale("log")
         top.set_title(f"{n_hidden} hidden units")
         note = f"shared: {summary['n_shared']['mean']:.1f}\nif unrelated: {summary['n_shared_chance']['mean']:.1f}"
-        top.annotate(note, (0.03, 0.96), xycoords="axes fraction", va="top", fontsize=8)
+        top.annotate(note, (0.03, 0.98), xycoords="axes fraction", va="top", fontsize=8)
         top.set_xlabel("overlap: product of a feature's norms")
         for name, (label, style) in MATCHES.items():
             found = [value for value in own[name] if value is not None]
@@ -184,6 +184,7 @@ def draw(results: dict[str, Any], run: Run) -> None:
                 transform=bottom.get_xaxis_transform(),
                 clip_on=False,
             )
+    upper[0].set_ylim(0, 1.25 * upper[0].get_ylim()[1])  # room for the notes
     upper[0].set_ylabel("features per pair of models")
     lower[0].set_ylabel("share of pairs")
     handles, labels = lower[0].get_legend_handles_labels()

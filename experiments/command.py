@@ -1,5 +1,6 @@
 """The command line that all experiments share."""
 
+import math
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -77,6 +78,7 @@ def main(
             config = flags.FLAGS.config
             if not 0 <= config.seed < 2**32:
                 _fail(f"config.seed must be between 0 and {2**32 - 1}, got {config.seed}.")
+            _check(config)
             inputs = {field: data.fingerprint(config[field]) for field in files if config[field]}
             keeps = jax.process_index() == 0
             described = {**config.to_dict(), **({"sha256": inputs} if inputs else {})}
@@ -101,6 +103,19 @@ def main(
 
     logging.set_verbosity(logging.WARNING)  # absl would print what JAX says of backends that it did not find
     app.run(start, flags_parser=parse)
+
+
+def _check(config):
+    """Refuses what no experiment takes, before anything is written."""
+    for field, value in _fields(config):
+        values = value if isinstance(value, tuple | list) else (value,)
+        numbers = [one for one in values if isinstance(one, int | float)]
+        if not all(math.isfinite(one) and one >= 0 for one in numbers):
+            raise ValueError(f"config.{field} must be finite and at least 0, got {value}.")
+        if numbers and len(numbers) < len(values):
+            raise ValueError(f"config.{field} must hold numbers only, got {value}.")
+        if len(set(values)) < len(values):
+            raise ValueError(f"config.{field} has a value twice, got {value}.")
 
 
 def _fields(config):

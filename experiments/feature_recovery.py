@@ -68,6 +68,7 @@ def draw(results: dict[str, Any], run: Run) -> None:
             tallest = max(tallest, *heights)
         line[0].set_ylabel(f"{name}\n% of features")
     axes[0, 0].set_ylim(0, 1.5 * tallest)
+    axes[0, 0].set_yticks([0, 50])  # above the bars stand the means
     rows = {(row["units"], row["n_hidden"]): row for row in results["rows"]}
     for (i, name), (j, n_hidden) in itertools.product(enumerate(features), enumerate(widths)):
         row, axis, height = rows[name, n_hidden], axes[i, j], 1.12 * tallest
@@ -79,8 +80,8 @@ def draw(results: dict[str, Any], run: Run) -> None:
     for axis in axes[-1]:
         axis.set_xlim(0, 1)
         axis.set_xlabel("highest correlation with a unit (r)")
-    n_seeds, n_features = np.shape(features["neuron"][str(widths[0])])
-    note = f"{n_features} features of {n_seeds} models each; marked: mean with its 95 % confidence interval over models"
+    n_features = np.shape(features["neuron"][str(widths[0])])[1]
+    note = f"{n_features} features of each model; marked: mean; {plotting.caption(results['rows'])}"
     figure.suptitle(note, fontsize=9, color="#444444")
     plotting.save(figure, run.figure)
 

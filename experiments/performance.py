@@ -1,11 +1,11 @@
 """Does a model that reconstructs better disentangle better?
 
 The question that Longon, Klindt & Khosla, arXiv 2510.03186, leave open. Toy models of several widths, sparsities of the
-features and lengths of training; of each the reconstruction error, how well an SAE and the oracle (sparse inference with the
-true weights) recover the features, and how alike models of other seeds look before and after disentangling. Look at whether
-lines rise to the left, where reconstruction is good: along a line only the length of training changes, between lines width and
-sparsity do. The table of rank correlations says the same for each of the three, the others held fixed, with intervals over
-seeds.
+features and lengths of training; of each the reconstruction error (fvu, fraction of variance unexplained), how well an SAE
+and the oracle (sparse inference with the true weights) recover the features, and how alike models of other seeds look before
+and after disentangling. Look at whether lines rise to the left, where reconstruction is good: along a line only the length of
+training changes, between lines width and sparsity do. The table of rank correlations says the same for each of the three, the
+others held fixed, with intervals over seeds.
 """
 
 import itertools
@@ -34,9 +34,8 @@ def get_config() -> ConfigDict:
     config.n_seeds = 4
     config.probabilities = (0.03, 0.1, 0.2)  # of a feature being active; the SAE's k is a tenth more than are active on average
     config.toy_steps = (300, 1_000, 3_000, 10_000)  # lengths of training
-    del config.features.probability, config.sae.k, config.toy.steps
+    del config.features.probability, config.sae.k, config.toy.steps, config.supervised
     config.sae.steps = 4_000
-    config.supervised.steps = 0
     config.eval.n_samples = 40_960
     return config
 
@@ -51,14 +50,14 @@ class Study:
             raise ValueError("config.probabilities is empty: name at least one.")
         self.studies = {}
         for probability in config.probabilities:
-            variant = ConfigDict({**config.to_dict(), "metrics": METRIC})
+            variant = ConfigDict({**config.to_dict(), "metrics": METRIC, "supervised": {"steps": 0}})
             variant.features.probability = probability
             variant.sae.k = max(1, round(1.1 * probability * config.features.n_features))
             variant.toy.steps = max(config.toy_steps)
             self.studies[str(probability)] = toy_alignment.Study(variant, COMPARISONS)
 
     def train(self, key, data_key, n_hidden, probability, toy_steps):
-        """One model and what disentangles it, and the share of the features' variance that it does not reconstruct."""
+        """One model and what disentangles it, and its fvu: the share of the features' variance that it does not reconstruct."""
         study = self.studies[probability]
         state = study.train(key, data_key, n_hidden, toy_steps)
         z = study.features.sample(jax.random.fold_in(data_key, 1), 16_384)
@@ -112,7 +111,7 @@ def compute(config: ConfigDict, run: Run) -> dict[str, Any]:
 def correlate(measures: dict[str, np.ndarray]) -> list[dict[str, Any]]:
     """Spearman's correlation of reconstruction (-fvu) with each measure along one axis, mean over the values of the others.
 
-    Of each seed; of pairs of seeds with the mean fvu of the two models. Intervals over seeds.
+    For scores of pairs of seeds the reconstruction is the mean of the two models'. Intervals are over seeds.
 
     Args:
         measures: `(n_hidden, probability, toy_steps, seeds)`, or with `(..., seeds, seeds)` for scores of pairs.
@@ -139,6 +138,8 @@ def _summary(values):
 
 def draw(results: dict[str, Any], run: Run) -> None:
     """The figure: recovery and alignment against reconstruction error; a line is one width and sparsity, along training."""
+    from matplotlib.ticker import LogLocator, NullLocator
+
     rows = {(*(row[name] for name in AXES), row["measure"]): row for row in results["rows"]}
     widths, probabilities, lengths = (list(dict.fromkeys(row[name] for row in results["rows"])) for name in AXES)
     titles = {
@@ -161,8 +162,9 @@ def draw(results: dict[str, Any], run: Run) -> None:
             axis.scatter(x, plotting.means(found), s=sizes, color=colours[n_hidden], marker=markers[probability], zorder=3)
         axis.set_title(title)
         axis.set_xscale("log")
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.xaxis.set_minor_locator(NullLocator())
         axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        axis.xaxis.set_minor_formatter(lambda value, _: "")
         axis.set_xlabel("variance not reconstructed\n(share, weighted by importance; better: left)")
     axes[0].set_ylim(0, 1)
     axes[0].set_ylabel("mean correlation (Pearson r)")
@@ -171,10 +173,9 @@ def draw(results: dict[str, Any], run: Run) -> None:
     for probability, marker in markers.items():
         axes[0].scatter([], [], color="grey", marker=marker, label=f"features active with p = {probability:g}")
     figure.legend(loc="outside lower center", ncols=6, fontsize=8, frameon=False)
-    n_seeds = results["rows"][0]["n_seeds"]
     steps = ", ".join(f"{length:,}" for length in lengths)
     figure.suptitle(
-        f"Larger marks: trained for longer ({steps} steps); {n_seeds} seeds; bars: 95 % confidence interval over seeds",
+        f"Larger marks: trained for longer ({steps} steps); {plotting.caption(results['rows'])}",
         fontsize=9,
         color="#444444",
     )

@@ -168,7 +168,7 @@ def draw(results: dict[str, Any], run: Run) -> None:
         axis.set_title(title)
         axis.spines[:].set_visible(False)
     for axis in axes[-1]:
-        axis.set_xlabel("compression: units / features")
+        axis.set_xlabel("units / features (left: more compressed)")
     for axis in axes[:, 0]:
         axis.set_ylabel(f"features active on average, of {config['n_features']}")
     handles, labels = axes[0, 0].get_legend_handles_labels()

@@ -30,6 +30,7 @@ from superpos.linalg import matmul
 from superpos.results import Run
 
 UNITS = ("linear", "rectified")
+NOTE = {"xycoords": "axes fraction", "ha": "right", "va": "top", "fontsize": 8, "color": "#444444"}
 FORMULAS = {  # of random arrangements; with equally many units on both sides soft matching is one to one
     "semi_match": theory.random_semi_match,
     "permutation_match": theory.random_permutation_match,
@@ -310,13 +311,15 @@ def draw(results: dict[str, Any], run: Run) -> None:
         axis.set_ylim(min(0, axis.get_ylim()[0]), 1.03)
         axis.set_title("Rotated arrangement" if varied == "rotation" else "Independent arrangements")
     fixed = next(row["n_units"] for row in rows if row["varied"] == "sparsity")
-    curves[0].plot([], [], ":", color="#555555", linewidth=3, label="formula for random arrangements")
+    curves[0].plot([], [], ":", color="#999999", linewidth=2.5, label="formula for random arrangements")
     curves[0].legend(fontsize=8, frameon=False, loc="upper left")
     curves[0].set_ylabel("score, all below 1 is deflation")
-    curves[0].set_xlabel(f"compression: units / {n_features} features")
+    curves[0].set_xlabel(f"units / {n_features} features (left: more compressed)")
     curves[1].set_xlabel(f"probability that a feature is active ({fixed} units)")
     curves[2].set_xlabel(f"fraction t of a rotation ({fixed} units)")
     figure.legend(handles=_key(rows), loc="outside lower center", ncols=5, fontsize=8, frameon=False)
+    curves[2].annotate("linear cka, ridge, procrustes: 1", (0.98, 0.985), (0, -9), textcoords="offset points", **NOTE)
+    curves[1].annotate("ols is ridge, permutation_match soft_match", (0.98, 0.98), **NOTE)
     caption = f"Two arrangements of the same {n_features} features; measured on {results['n_scored']:,} samples"
     figure.suptitle(f"{caption}; bars: 95 % confidence interval over pairs", fontsize=9, color="#444444")
     plotting.save(figure, run.figure)
@@ -397,7 +400,7 @@ def _curves(axis, rows, setting):
             x, means, errors = [row[setting] for row in line], plotting.means(line), plotting.errors(line)
             axis.errorbar(x, means, yerr=errors, capsize=2, linewidth=1.2, **_style(metric, units))
             if units == "linear" and line[0]["formula"] is not None:
-                axis.plot(x, [row["formula"] for row in line], ":", color=COLOURS[metric], linewidth=3)
+                axis.plot(x, [row["formula"] for row in line], ":", color="#999999", linewidth=2.5, zorder=5)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from experiments import COMPARISONS, command
 from superpos import plotting
 from superpos.results import Run
 
-# The last two are disentanglers that were told: the arrangement, and the features.
+# The last two are controls that know more than an SAE: the oracle the true weights, the supervised network the true features.
 REPRESENTATIONS = ("neuron", "sae", "random_sae", "oracle", "supervised")
 
 
@@ -70,6 +70,8 @@ class Study:
             raise ValueError("config.n_hidden is empty: name at least one width.")
         if config.chunk < 0:
             raise ValueError(f"config.chunk must be at least 0, got {config.chunk}.")
+        if not 0 < config.features.probability <= 1:
+            raise ValueError(f"config.features.probability must be above 0 and at most 1, got {config.features.probability}.")
         settings = config.features
         self.config, self.comparisons = config, comparisons
         self.features = sp.features.SparseFeatures(settings.n_features, settings.probability)

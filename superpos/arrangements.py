@@ -151,7 +151,7 @@ def rotation(key: Key[Array, ""], n_units: int, fraction: ArrayLike = 1.0) -> Fl
     entries = jax.random.normal(key, (n_units, n_units))
     # Eigenvalues of (G - Gᵀ)/√2 fill a semicircle of radius 2 √n on the imaginary axis.
     generator = (entries - entries.T) * (math.pi / (2 * math.sqrt(2 * n_units)))
-    # Scaling and squaring by products alone, of expm - 1 for the sake of small angles; exact to rounding for fractions up to 8.
+    # Scaling and squaring by products alone, of expm - 1 for the sake of small angles; exact to float32's rounding up to 8.
     # `jax.scipy.linalg.expm` solves linear systems, in batched LAPACK kernels that hang on CPU: see `superpos.linalg`.
     small = jnp.asarray(fraction) / 16 * generator
     turned = jnp.zeros_like(small)
@@ -216,6 +216,7 @@ def coherence(arrangement: Arrangement) -> Float[Array, ""]:
 
 def welch_bound(n_features: int, n_units: int) -> float:
     """The least coherence that so many features can have in so many units: √((n - m) / (m (n - 1))). Source: Welch 1974."""
+    _check(n_features, n_units)
     return math.sqrt(max(0, n_features - n_units) / (n_units * max(1, n_features - 1)))
 
 
@@ -226,9 +227,11 @@ def restricted_isometry(key: Key[Array, ""], arrangement: Arrangement, sparsity:
     supports. Source: Candès & Tao 2005, "Decoding by linear programming".
 
     Raises:
-        ValueError: sparsity is not in 1..n_features.
+        ValueError: sparsity is not in 1..n_features, or no draw.
     """
     n_features = arrangement.shape[0]
+    if n_draws < 1:
+        raise ValueError(f"n_draws must be at least 1, got {n_draws}.")
     if not 1 <= sparsity <= n_features:
         raise ValueError(f"sparsity must be between 1 and n_features = {n_features}, got {sparsity}.")
     features = directions(arrangement)
@@ -255,7 +258,11 @@ def overlap(a: Arrangement, b: Arrangement) -> Float[Array, " features"]:
     """How much both models represent each feature: the product of its norms; it counts as shared from 1 on.
 
     Source: Longon, Klindt & Khosla, arXiv 2510.03186, toy models.
+
+    Raises:
+        ValueError: arrangements of different numbers of features.
     """
+    _same_features(a, b)
     return feature_norms(a) * feature_norms(b)
 
 
@@ -272,7 +279,15 @@ def semi_match(a: Arrangement, b: Arrangement, shared: Bool[Array, " features"] 
     Returns:
         Scalar. Units whose weights do not vary over these features are left out. NaN where none varies, or where there are
         fewer than 3 features: any two units correlate perfectly over 2.
+
+    Raises:
+        ValueError: arrangements, or a mask, of different numbers of features.
     """
+    _same_features(a, b)
+    if shared is not None and (jnp.shape(shared) != (len(a),) or not jnp.issubdtype(jnp.result_type(shared), jnp.bool_)):
+        raise ValueError(
+            f"shared must be a mask ({len(a)},) of the features, got {jnp.result_type(shared)} {jnp.shape(shared)}."
+        )
     shared = jnp.ones(a.shape[0], bool) if shared is None else shared
     n_shared = jnp.sum(shared)
 
@@ -286,6 +301,11 @@ def semi_match(a: Arrangement, b: Arrangement, shared: Bool[Array, " features"] 
     best = jnp.max(jnp.where(source[:, None], matmul(a.T, b), -jnp.inf), axis=0)
     scored = target & jnp.any(source)
     return jnp.sum(jnp.where(scored, best, 0)) / jnp.sum(scored)  # 0 / 0 is NaN
+
+
+def _same_features(a, b):
+    if jnp.ndim(a) != 2 or jnp.ndim(b) != 2 or len(a) != len(b):
+        raise ValueError(f"a and b must be (n_features, n_units) of the same features, got {jnp.shape(a)} and {jnp.shape(b)}.")
 
 
 def _check(n_features, n_units):

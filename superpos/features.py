@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Key
 
@@ -122,12 +123,24 @@ class AnchoredFeatures:
         probability: of feature 0 being active, and of all in the exact generator.
         exact: which generator; static.
 
-    A correlation that the exact generator cannot give makes `conditional`, `joint` and the covariance NaN.
+    A correlation that the exact generator cannot give makes `conditional`, `joint` and the covariance NaN; `sample` leaves the
+    feature silent.
+
+    Raises:
+        ValueError: correlations that are no list of numbers from -1 to 1, or a probability outside 0 to 1.
     """
 
     correlations: ArrayLike
     probability: ArrayLike = 0.1
     exact: bool = dataclasses.field(default=False, metadata={"static": True})
+
+    def __post_init__(self):
+        if isinstance(self.correlations, list | tuple | np.ndarray):  # traced ones can't be checked
+            values = np.asarray(self.correlations, float)
+            if values.ndim != 1 or not (np.abs(values) <= 1).all():
+                raise ValueError(f"correlations must be a list of numbers from -1 to 1, got {self.correlations}.")
+        if isinstance(self.probability, int | float) and not 0 <= self.probability <= 1:
+            raise ValueError(f"probability must be between 0 and 1, got {self.probability}.")
 
     @property
     def n_features(self) -> int:

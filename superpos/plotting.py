@@ -101,7 +101,7 @@ def alignment_by_width(rows: Sequence[dict[str, Any]], recovery: Sequence[dict[s
     axes[-1].legend(title="units", fontsize=8, title_fontsize=8, loc="upper left", frameon=False)
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize=8, frameon=False)
-    figure.suptitle(_caption(rows), fontsize=9, color="#444444")
+    figure.suptitle(caption(rows), fontsize=9, color="#444444")
     save(figure, path)
 
 
@@ -142,7 +142,7 @@ def alignment_bars(rows: Sequence[dict[str, Any]], title: str, path: str | PathL
         axis.set_xlabel(_TITLES.get(metric, metric))
         axis.margins(x=0.18)  # room for the numbers
         axis.axvline(0, color="black", linewidth=0.8)
-    figure.suptitle(f"{title}\n{_caption(rows)} of the SAEs, the samples held fixed", fontsize=9, color="#444444")
+    figure.suptitle(f"{title}\n{caption(rows)} of the SAEs, the samples held fixed", fontsize=9, color="#444444")
     save(figure, path)
 
 
@@ -161,6 +161,7 @@ def errors(rows: Sequence[dict[str, Any]]) -> list[list[float]]:
     ]
 
 
-def _caption(rows):
+def caption(rows: Sequence[dict[str, Any]]) -> str:
+    """What the bars of a figure are: an interval over seeds, or none where there are too few."""
     seeds = max(row["n_seeds"] for row in rows)
     return f"{seeds} seeds; bars: 95 % confidence interval over seeds" if seeds > 2 else f"{seeds} seeds; no interval"

@@ -50,7 +50,13 @@ class Probe:
         }
 
     def encode(self, params: Params, y: Float[Array, "n inputs"]) -> Float[Array, "n features"]:
-        """Units to predicted features."""
+        """Units to predicted features.
+
+        Raises:
+            ValueError: units of another shape.
+        """
+        if y.ndim != 2 or y.shape[1] != self.n_inputs:
+            raise ValueError(f"units must be (n, {self.n_inputs}), got {y.shape}.")
         # Samples run along the last axis in memory, as everywhere here.
         hidden = jax.nn.relu(params["W_in"].T @ y.T + params["b_in"][:, None])
         return (params["W_out"].T @ hidden + params["b_out"][:, None]).T
@@ -63,7 +69,13 @@ class Probe:
         key: Array | None = None,
         step: ArrayLike = 0,
     ) -> tuple[Float[Array, ""], dict[str, Array]]:
-        """Mean squared error of a batch of units and the features behind them, `(y, z)`."""
+        """Mean squared error of a batch of units and the features behind them, `(y, z)`.
+
+        Raises:
+            ValueError: units or features of another shape.
+        """
         del key, step
         y, z = batch
+        if z.shape != (len(y), self.n_features):
+            raise ValueError(f"features must be ({len(y)}, {self.n_features}), got {z.shape}.")
         return jnp.mean(jnp.mean((self.encode(params, y).T - z.T) ** 2, axis=1)), {}

@@ -41,9 +41,16 @@ def fista(
         Features, `(n_samples, n_features)`.
 
     Raises:
-        ValueError: y and the arrangement have different numbers of units.
+        ValueError: y and the arrangement have different numbers of units; steps below 1; a negative penalty, ridge or upper.
     """
-    _check(y, arrangement)
+    y, arrangement = _checked(y, arrangement)
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1, got {steps}.")
+    for name, value in (("penalty", penalty), ("ridge", ridge), ("upper", upper)):
+        if isinstance(value, int | float) and not value >= 0:  # traced ones can't be checked
+            raise ValueError(f"{name} must be at least 0, got {value}.")
+    if jnp.shape(upper) not in ((), arrangement.shape[:1]):
+        raise ValueError(f"upper must be a number or have shape {arrangement.shape[:1]}, got {jnp.shape(upper)}.")
     # Samples run along the last axis: on CPU all passes and matmuls are then fast.
     units, upper = y.T, jnp.broadcast_to(jnp.asarray(upper), arrangement.shape[:1])[:, None]
     silent = rectified & (units <= 0)
@@ -83,9 +90,9 @@ def omp(
     Raises:
         ValueError: k is not in 1..min(n_features, n_units), or y and the arrangement have different numbers of units.
     """
-    _check(y, arrangement)
+    y, arrangement = _checked(y, arrangement)
     n_features, n_units = arrangement.shape
-    if not 1 <= k <= min(n_features, n_units):
+    if not isinstance(k, int) or not 1 <= k <= min(n_features, n_units):
         raise ValueError(f"k must be between 1 and min(n_features, n_units) = {min(n_features, n_units)}, got {k}.")
     return _omp(y, arrangement, k, nonnegative)
 
@@ -102,12 +109,14 @@ def _omp(y, arrangement, k, nonnegative):
             fit = linalg.matmul(directions, residual)
             fit = jnp.where(live & ~jnp.isin(jnp.arange(len(fit)), chosen), fit if nonnegative else jnp.abs(fit), -jnp.inf)
             best = jnp.argmax(fit)
-            useful = fit[best] > 0
+            # What is rounding error of what the others explain, or a direction of theirs, would make the last fit singular.
+            useful = fit[best] > 1e-6 * jnp.linalg.norm(target)
             new = directions[best]
             for _ in range(2):  # twice is enough
                 new = new - linalg.matmul(linalg.matmul(basis, new), basis)
             length = jnp.linalg.norm(new)
-            new = jnp.where(useful & (length > 1e-6), new / jnp.maximum(length, 1e-30), 0)
+            useful &= length > 1e-4
+            new = jnp.where(useful, new / jnp.maximum(length, 1e-30), 0)
             residual = residual - jnp.dot(residual, new) * new
             return (residual, basis.at[i].set(new), chosen.at[i].set(jnp.where(useful, best, -1))), None
 
@@ -117,7 +126,8 @@ def _omp(y, arrangement, k, nonnegative):
         gram = linalg.matmul(rows, rows.T) + jnp.diag(jnp.where(chosen >= 0, 0.0, 1.0))
         weights = jnp.linalg.solve(gram, linalg.matmul(rows, target))
         weights = jnp.maximum(weights, 0) if nonnegative else weights
-        return jnp.zeros(arrangement.shape[0], target.dtype).at[chosen].add(jnp.where(chosen >= 0, weights, 0))
+        found = jnp.zeros(arrangement.shape[0], target.dtype).at[chosen].add(jnp.where(chosen >= 0, weights, 0))
+        return jnp.where(jnp.any(jnp.isnan(target)), jnp.nan, found)
 
     return lax.map(one, y, batch_size=1024)
 
@@ -133,8 +143,11 @@ def _largest_eigenvalue(gram: Float[Array, "units units"]) -> Float[Array, ""]:
     return 1.02 * jnp.linalg.norm(linalg.matmul(gram, v))
 
 
-def _check(y, arrangement):
+def _checked(y, arrangement):
+    """Both as arrays of floats, if they fit."""
+    y, arrangement = (jnp.asarray(value, jnp.result_type(float, value)) for value in map(jnp.asarray, (y, arrangement)))
     if y.ndim != 2 or arrangement.ndim != 2 or y.shape[1] != arrangement.shape[1]:
         raise ValueError(
             f"y must be (n_samples, n_units) and the arrangement (n_features, n_units), got {y.shape} and {arrangement.shape}."
         )
+    return y, arrangement

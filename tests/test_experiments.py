@@ -171,6 +171,7 @@ def test_training_files_leave_all_samples_to_be_scored(activations):
         (["--config.sae.kk=1"], "config has no field 'kk'"),
         (["--config.seed=-1"], "config.seed must be between 0 and"),
         (["--config.seed=three"], "seed"),
+        (["--config.sae.learning_rate=nan"], "config.sae.learning_rate must be finite and at least 0, got nan"),
         (["stray"], "unexpected argument 'stray'"),
     ],
 )
@@ -183,7 +184,17 @@ def test_bad_input_is_one_line_and_status_2(activations, tmp_path, arguments, me
 
 
 @pytest.mark.parametrize(
-    "field", ["eval.n_folds=0", "eval.batch_size=0", "n_hidden=(0,)", "n_hidden=()", "n_seeds=1", "toy.steps=0"]
+    "field",
+    [
+        "eval.n_folds=0",
+        "eval.batch_size=0",
+        "n_hidden=(0,)",
+        "n_hidden=()",
+        "n_seeds=1",
+        "toy.steps=0",
+        "n_hidden=(8,8)",
+        "chunk=-1",
+    ],
 )
 def test_bad_settings_of_the_study(tmp_path, field):
     done = run_command("toy_alignment", f"--workdir={tmp_path}/run", f"--config.{field}")

@@ -103,3 +103,28 @@ def test_units_must_agree(problem):
     for infer in (sparse_coding.fista, lambda y, a: sparse_coding.omp(y, a, 2)):
         with pytest.raises(ValueError, match=r"n_units\), got \(60, 7\) and \(20, 8\)"):
             infer(y[:, :7], a)
+
+
+def test_features_of_one_direction_are_one_to_omp():
+    a = jnp.concatenate([jnp.eye(4), -jnp.eye(4), jnp.eye(4)])  # antipodal, and once more
+    z = np.zeros((3, 12), np.float32)
+    z[0, [0, 2]], z[1, 5] = (0.5, 0.3), 0.7
+    for nonnegative in (False, True):
+        found = np.asarray(sparse_coding.omp(z @ a, a, 4, nonnegative=nonnegative))
+        np.testing.assert_allclose(found @ a, z @ a, atol=1e-6)
+    np.testing.assert_allclose(found, z, atol=1e-6)
+    assert np.isnan(sparse_coding.omp(jnp.full((1, 4), jnp.nan), a, 2)).all()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"steps": 0}, "steps must be at least 1, got 0"),
+        ({"penalty": -1.0}, "penalty must be at least 0, got -1.0"),
+        ({"upper": jnp.ones(3)}, r"upper must be a number or have shape \(20,\), got \(3,\)"),
+    ],
+)
+def test_bad_settings_of_fista(problem, settings, message):
+    a, _, y = problem
+    with pytest.raises(ValueError, match=message):
+        sparse_coding.fista(y, a, **settings)

@@ -127,3 +127,26 @@ def test_phase_transition_is_where_the_least_sum_of_features_stops_being_the_tru
         )
         assert below >= 0.9
         assert above <= 0.1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda a, b, c: (a[:10], b, c), r"of the same features, got \(10, 5\), \(12, 5\) and \(12, 12\)"),
+        (lambda a, b, c: (a.at[0, 0].set(jnp.nan), b, c), "a must be finite"),
+        (lambda a, b, c: (a, b, -c), "covariance must be symmetric, with variances of at least 0"),
+        (lambda a, b, c: (a, b, c.at[0, 5].set(1)), "covariance must be symmetric"),
+        (lambda a, b, c: (a, b, FEATURES), r"pass sp.features.covariance\(features\)"),
+    ],
+)
+def test_what_cannot_be_predicted(pair, change, message):
+    a, b, *_ = pair
+    with pytest.raises(ValueError, match=message):
+        theory.predict(*change(a, b, SIGMA), "cka")
+
+
+def test_edges_of_formulas():
+    assert theory.random_permutation_match(1, 64) == 0
+    np.testing.assert_array_equal(np.isnan(theory.phase_transition(jnp.array([-0.5, 0.5, 1.5]))), [True, False, True])
+    with pytest.raises(ValueError, match="n_units must be an integer of at least 1, got 0"):
+        theory.random_semi_match(0, 64)

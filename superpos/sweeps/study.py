@@ -7,6 +7,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -80,8 +81,8 @@ class Stage:
         jax.tree.map(put, self.trees[piece.config], tree)
         self.done[piece.config][piece.where] = True
 
-    def restore(self, piece: Piece, load: Callable[[], Tree]) -> None:
-        """Fills in a piece that an earlier run finished; `load` reads its checkpoint.
+    def restore(self, piece: Piece, load: Callable[[Tree], Tree]) -> None:
+        """Fills in a piece that an earlier run finished; `load(like)` reads its checkpoint.
 
         Raises:
             ValueError: its checkpoint is damaged, or not of this sweep.
@@ -90,10 +91,12 @@ class Stage:
             0 <= first < end <= size for (first, end), size in zip(piece.block, self.shape, strict=True)
         )
         if inside and piece.config < len(self.structs):
-            found, struct = load(), self.structs[piece.config]
+            struct = self.structs[piece.config]
+            found = load(struct)
             shape = tuple(end - first for first, end in piece.block)
             shapes = [(*shape, *leaf.shape) for leaf in jax.tree.leaves(struct)]
-            if jax.tree.structure(found) == jax.tree.structure(struct) and [x.shape for x in jax.tree.leaves(found)] == shapes:
+            alike = str(jax.tree.structure(found)) == str(jax.tree.structure(struct))
+            if alike and [leaf.shape for leaf in jax.tree.leaves(found)] == shapes:
                 self.fill(piece, found)
                 return
         raise ValueError(f"Checkpoint {piece.name} does not belong to this sweep: remove it, or name another workdir.")
@@ -118,7 +121,7 @@ def read(run: Run, layout: Layout, names: Sequence[str]) -> dict[str, Stage]:
         stage = Stage(structs, layout.shape(name))
         for piece, tree in trees.items():
             if piece.stage == name:
-                stage.restore(piece, lambda tree=tree: tree)
+                stage.restore(piece, partial(lambda tree, like: tree, tree))
         if not all(done.all() for done in stage.done):
             raise ValueError(f"The sweep in {run.path} is not finished: run it again, it goes on where it stopped.")
         found[name] = stage
@@ -311,7 +314,7 @@ class Study:
             if piece.stage not in self.stages:
                 raise ValueError(f"Checkpoint {name} does not belong to this sweep: remove it, or name another workdir.")
             stage = self.stages[piece.stage]
-            stage.restore(piece, lambda piece=piece, stage=stage: run.load(piece.name, stage.structs[piece.config]))
+            stage.restore(piece, partial(run.load, piece.name))
 
     def broadcast(self) -> None:
         """Gives all processes what the first one has read."""
