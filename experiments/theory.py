@@ -318,7 +318,7 @@ def draw(results: dict[str, Any], run: Run) -> None:
     curves[1].set_xlabel(f"probability that a feature is active ({fixed} units)")
     curves[2].set_xlabel(f"fraction t of a rotation ({fixed} units)")
     figure.legend(handles=_key(rows), loc="outside lower center", ncols=5, fontsize=8, frameon=False)
-    curves[2].annotate("linear cka, ridge, procrustes: 1", (0.98, 0.985), (0, -9), textcoords="offset points", **NOTE)
+    curves[2].annotate("cka, ridge, procrustes of linear units: all 1", (0.98, 0.06), **NOTE)
     curves[1].annotate("ols is ridge, permutation_match soft_match", (0.98, 0.98), **NOTE)
     caption = f"Two arrangements of the same {n_features} features; measured on {results['n_scored']:,} samples"
     figure.suptitle(f"{caption}; bars: 95 % confidence interval over pairs", fontsize=9, color="#444444")
