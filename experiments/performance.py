@@ -149,7 +149,7 @@ def draw(results: dict[str, Any], run: Run) -> None:
         "sae->sae": "Soft-matching, sae->sae",
     }
     figure, (axes,) = plotting.panels(1, len(titles), (3.3 * len(titles), 4.2), sharex=True, sharey=True)
-    colours = dict(zip(widths, itertools.cycle(("#0072B2", "#E69F00", "#CC79A7", "#009E73", "#000000")), strict=False))
+    colours = dict(zip(widths, itertools.cycle(("#3B0F70", "#B73779", "#FC8961", "#777777", "#000000")), strict=False))
     markers = dict(zip(probabilities, itertools.cycle("os^Dv"), strict=False))
     for axis, (measure, title) in zip(axes, titles.items(), strict=True):
         for n_hidden, probability in itertools.product(widths, probabilities):
@@ -166,7 +166,7 @@ def draw(results: dict[str, Any], run: Run) -> None:
         axis.xaxis.set_minor_locator(NullLocator())
         axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axis.set_xlabel("variance not reconstructed\n(share, weighted by importance; better: left)")
-    axes[0].set_ylim(0, 1)
+    axes[0].set_ylim(0, 1.03)
     axes[0].set_ylabel("mean correlation (Pearson r)")
     for n_hidden, colour in colours.items():
         axes[0].scatter([], [], color=colour, label=f"{n_hidden} hidden units")

@@ -137,7 +137,7 @@ class AnchoredFeatures:
     def __post_init__(self):
         if isinstance(self.correlations, list | tuple | np.ndarray):  # traced ones can't be checked
             values = np.asarray(self.correlations, float)
-            if values.ndim != 1 or not (np.abs(values) <= 1).all():
+            if values.ndim < 1 or not (np.abs(values) <= 1).all():
                 raise ValueError(f"correlations must be a list of numbers from -1 to 1, got {self.correlations}.")
         if isinstance(self.probability, int | float) and not 0 <= self.probability <= 1:
             raise ValueError(f"probability must be between 0 and 1, got {self.probability}.")
