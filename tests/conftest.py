@@ -1,3 +1,8 @@
+import os
+
+# Compiling takes most of the time of the tests, and half of that is optimising. `test_agreement` runs optimised programs.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+
 import jax
 import jaxtyping
 import numpy as np
@@ -45,12 +50,7 @@ def conduct(tmp_path_factory):
     def conduct(experiment, config):
         name = experiment.__name__.split(".")[-1]
         run = Run(tmp_path_factory.mktemp(name) / "run", name, config.to_dict())
-        # Compiling takes nearly all of the time, and half of that is optimising.
-        jax.config.update("jax_disable_most_optimizations", True)
-        try:
-            results = experiment.compute(config, run)
-        finally:
-            jax.config.update("jax_disable_most_optimizations", False)
+        results = experiment.compute(config, run)
         experiment.draw(results, run)
         assert run.figure.stat().st_size > 10_000
         return run, results

@@ -18,6 +18,14 @@ CONFIGURED = {
 }
 
 
+@pytest.fixture(scope="module", autouse=True)
+def optimised():
+    """Programs as users run them: see conftest.py."""
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
+
+
 @dataclasses.dataclass
 class Fold:
     """One fold's training and test part, live units only, and the training part's own folds."""

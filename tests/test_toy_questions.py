@@ -16,7 +16,6 @@ def shrink(config):
     config.toy.batch_size = 64
     config.sae.update({"n_latents": 12, "steps": 20, "batch_size": 64})
     config.oracle.update({"steps": 20, "penalties": (0.01,), "ridge_ratios": (0.0,), "n_samples": 100})
-    config.supervised.width = 8
     config.eval.update({"n_samples": 1000, "batch_size": 100})
     return config
 
@@ -26,6 +25,7 @@ def recovered(conduct):
     config = shrink(feature_recovery.get_config())
     config.n_seeds = 3
     config.toy.steps = config.supervised.steps = 30
+    config.supervised.width = 8
     config.sae.k = 2
     return conduct(feature_recovery, config)[1]
 
