@@ -9,7 +9,6 @@ The published generator (Longon, Klindt & Khosla, arXiv 2510.03186) does not giv
 which it really gives. The second map is of a generator that does; a correlation that cannot be had at this sparsity is blank.
 """
 
-import math
 from typing import Any
 
 import jax
@@ -120,7 +119,7 @@ def draw(results: dict[str, Any], run: Run) -> None:
     ticks = sorted({row["second"] for row in rows})
     for axis, generator in zip(axes, generators, strict=True):
         chosen = {(row["second"], row["third"]): row for row in rows if row["generator"] == generator}
-        means = [[math.nan if chosen[x, y]["mean"] is None else chosen[x, y]["mean"] for x in ticks] for y in ticks]
+        means = [plotting.means([chosen[x, y] for x in ticks]) for y in ticks]
         image = axis.imshow(means, origin="lower", vmin=0, vmax=1, cmap="cividis")
         realised = [chosen[x, x]["realised_second"] for x in ticks]
         labels = [

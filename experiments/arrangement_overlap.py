@@ -18,7 +18,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from ml_collections import ConfigDict
 
 import superpos as sp
@@ -58,30 +57,12 @@ def get_config() -> ConfigDict:
     return config
 
 
-class Study:
+class Study(toy_alignment.Toys):
     """The pure functions: `train` one model of a width, `score` one pair of them."""
-
-    def __init__(self, config: ConfigDict):
-        settings = config.features
-        self.config = config
-        self.features = sp.features.SparseFeatures(settings.n_features, settings.probability)
-        self.importance = sp.features.power_law(settings.n_features, settings.importance_exponent)
 
     def train(self, key, data_key, n_hidden):
         """The weights of one model, and its last losses."""
-        settings = self.config.toy
-        # Keys as in toy_alignment, so that the models are the same.
-        toy_key, *_ = jax.random.split(jax.random.fold_in(key, n_hidden), 3)
-        toy_data, *_ = jax.random.split(data_key, 3)
-        params, history = sp.fit(
-            sp.toy.ToyModel(self.config.features.n_features, n_hidden, self.importance),
-            toy_key,
-            self.features.sample,
-            data_key=toy_data,
-            steps=settings.steps,
-            batch_size=settings.batch_size,
-            optimizer=optax.adamw(settings.learning_rate, weight_decay=settings.weight_decay),
-        )
+        params, history = self.train_toy(key, data_key, n_hidden)
         return {**params, "loss": history["loss"][-100:].mean(), "bits": jax.random.bits(key)}
 
     @staticmethod

@@ -62,7 +62,28 @@ def get_config() -> ConfigDict:
     return config
 
 
-class Study:
+class Toys:
+    """The toy models of a configuration's `features` and `toy`, for every experiment that asks about them."""
+
+    def __init__(self, config: ConfigDict):
+        settings = config.features
+        self.config = config
+        self.features = sp.features.SparseFeatures(settings.n_features, settings.probability)
+        self.importance = sp.features.power_law(settings.n_features, settings.importance_exponent)
+
+    def toy(self, n_hidden: int) -> sp.toy.ToyModel:
+        """The toy model of a width."""
+        return sp.toy.ToyModel(self.config.features.n_features, n_hidden, self.importance)
+
+    def train_toy(self, key, data_key, n_hidden, stop=None):
+        """Params and history of one model, the same in all experiments; it learns for `stop` steps, by default for all."""
+        toy_key, *_ = jax.random.split(jax.random.fold_in(key, n_hidden), 3)
+        toy_data, *_ = jax.random.split(data_key, 5)
+        sample = self.features.sample
+        return sp.fit(self.toy(n_hidden), toy_key, sample, data_key=toy_data, **_optimisation(self.config.toy, stop))
+
+
+class Study(Toys):
     """The pure functions of the study: `train` one model of a width, `score` one pair of a width."""
 
     def __init__(self, config: ConfigDict, comparisons: Sequence[str] = (*COMPARISONS, "oracle->oracle")):
@@ -72,10 +93,8 @@ class Study:
             raise ValueError(f"config.chunk must be at least 0, got {config.chunk}.")
         if not 0 < config.features.probability <= 1:
             raise ValueError(f"config.features.probability must be above 0 and at most 1, got {config.features.probability}.")
-        settings = config.features
-        self.config, self.comparisons = config, comparisons
-        self.features = sp.features.SparseFeatures(settings.n_features, settings.probability)
-        self.importance = sp.features.power_law(settings.n_features, settings.importance_exponent)
+        super().__init__(config)
+        self.comparisons = comparisons
         self.width = max(config.n_hidden)
         self.representations = [name for name in REPRESENTATIONS if name != "supervised" or config.supervised.steps]
         # Each fold is a run of batches of its own: samples are independent, so any split is as good as a shuffled one.
@@ -91,10 +110,6 @@ class Study:
             raise ValueError("config.oracle needs at least 1 step, 2 samples, a penalty and a ridge ratio.")
         self.eval_batches = n_folds * -(-config.eval.n_samples // (n_folds * batch_size))
 
-    def toy(self, n_hidden: int) -> sp.toy.ToyModel:
-        """The toy model of a width."""
-        return sp.toy.ToyModel(self.config.features.n_features, n_hidden, self.importance)
-
     def sae(self, n_hidden: int) -> sp.sae.TopK:
         """The SAE on its hidden units."""
         return sp.sae.TopK(n_hidden, self.config.sae.n_latents, self.config.sae.k, self.config.sae.aux_weight)
@@ -109,11 +124,10 @@ class Study:
         The toy model stops learning after `toy_steps` steps, which may be traced; by default after all.
         """
         toy, sae = self.toy(n_hidden), self.sae(n_hidden)
-        toy_key, init_key, sae_key = jax.random.split(jax.random.fold_in(key, n_hidden), 3)
-        toy_data, sae_data, recovery_data, oracle_data, probe_data = jax.random.split(data_key, 5)
-        params, toy_history = sp.fit(
-            toy, toy_key, self.features.sample, data_key=toy_data, **_optimisation(self.config.toy, toy_steps)
-        )
+        params, toy_history = self.train_toy(key, data_key, n_hidden, toy_steps)
+        # The first of each is `train_toy`'s.
+        _, init_key, sae_key = jax.random.split(jax.random.fold_in(key, n_hidden), 3)
+        _, sae_data, recovery_data, oracle_data, probe_data = jax.random.split(data_key, 5)
 
         def sample(key, n):
             return toy.encode(params, self.features.sample(key, n))
