@@ -15,7 +15,14 @@ from jaxtyping import Array, Key
 
 
 class Model(Protocol):
-    """What `fit` trains: a toy model, a sparse autoencoder, or a user's own."""
+    """What `fit` trains: a toy model, a sparse autoencoder, or a user's own.
+
+    Two further methods are called where a model has them:
+
+    - `calibrate(params, batch) -> params`: what the start takes from data, such as scales and medians; before the first step.
+    - `after_step(params, opt_state, aux, *, key, step) -> (params, opt_state)`: what gradients do not do, such as norm
+      constraints, running thresholds and resampling; after each step. `aux` is that of the loss.
+    """
 
     def init(self, key: Array, /) -> Any:
         """Parameters to start from."""
@@ -42,10 +49,10 @@ def fit(
 
     Args:
         model: has `init(key) -> params` and `loss(params, batch, *, key, step) -> (scalar, aux)`.
-        key: initialises the parameters, and is passed on to the loss.
+        key: initialises the parameters, and is passed on to the loss and to `after_step`.
         sample: `sample(key, batch_size) -> batch`.
         data_key: draws the batches; by default derived from `key`.
-        params: to start from; by default `model.init` of a key derived from `key`.
+        params: to start from; by default `start(model, key, batch)` with a batch of its own.
         steps: number of optimizer steps; static.
         batch_size: samples in a batch; static.
         optimizer: an optax transformation; by default `optax.adam(1e-3)`.
@@ -62,6 +69,8 @@ def fit(
     optimizer = optax.adam(1e-3) if optimizer is None else optimizer
     init_key, loss_key, spare_key = jax.random.split(key, 3)
     data_key = spare_key if data_key is None else data_key
+    if params is None:
+        params = start(model, init_key, lambda: sample(jax.random.fold_in(data_key, 2**32 - 1), batch_size))
     tick = loop(steps)
 
     def step(state, i):
@@ -70,9 +79,14 @@ def fit(
         tick(i)
         return state, record
 
-    params = model.init(init_key) if params is None else params
     (params, _), history = lax.scan(step, (params, optimizer.init(params)), jnp.arange(steps))
     return params, history
+
+
+def start(model: Model, key: Key[Array, ""], batch: Callable[[], Any]) -> Any:
+    """The parameters that training starts from: `model.init`, calibrated on a batch where the model has a `calibrate`."""
+    params = model.init(key)
+    return model.calibrate(params, batch()) if hasattr(model, "calibrate") else params
 
 
 Listener = Callable[[int], Callable[[Any], None]]
@@ -120,5 +134,9 @@ def _update(model, optimizer, state, batch, key, step):
     params, opt_state = state
     (loss, aux), grads = jax.value_and_grad(model.loss, has_aux=True)(params, batch, key=key, step=step)
     updates, opt_state = optimizer.update(grads, opt_state, params)
+    params = optax.apply_updates(params, updates)
+    if hasattr(model, "after_step"):
+        after_key = jax.random.fold_in(key, 0x5AE)  # no key should serve twice
+        params, opt_state = model.after_step(params, opt_state, aux, key=after_key, step=step)
     scalars = {name: value for name, value in aux.items() if jnp.ndim(value) == 0}
-    return (optax.apply_updates(params, updates), opt_state), {"loss": loss, **scalars}
+    return (params, opt_state), {"loss": loss, **scalars}
