@@ -43,7 +43,6 @@ def get_config() -> ConfigDict:
         {
             "expansion": 4,  # latents for each unit
             "k": 16,
-            "aux_weight": 0.1,
             "steps": 4_000,
             "batch_size": 1024,
             "learning_rate": 1e-3,
@@ -113,14 +112,6 @@ def _read_one(config, side, path):
     return array, groups
 
 
-def scaling(training: np.ndarray) -> dict[str, np.ndarray]:
-    """What is taken from the activations of a side, and what they are divided by, before an SAE sees them.
-
-    One scale for all units, so that learning rate and loss mean the same whatever the activations' units are.
-    """
-    return {"center": training.mean(axis=0), "scale": np.float32(max(float(training.std(axis=0).mean()), 1e-12))}
-
-
 class Study:
     """The pure functions: `train` the SAE of one side, `compare` two representations."""
 
@@ -128,17 +119,14 @@ class Study:
         self.config = config
         self.metrics = sp.metrics.resolve(config.metrics)
         settings = config.sae
-        self.saes = {
-            side: sp.sae.TopK(units, settings.expansion * units, settings.k, settings.aux_weight)
-            for side, units in n_units.items()
-        }
+        self.saes = {side: sp.sae.TopK(units, settings.expansion * units, settings.k) for side, units in n_units.items()}
 
     def train(self, key, data, side):
         """One SAE before (`random_sae`) and after (`sae`) training, and the `explained` variance of the scored samples."""
         sae, settings = self.saes[side], self.config.sae
-        samples, held_out = (_scaled(data[part][side], data["scaling"][side]) for part in ("training", "scored"))
+        samples, held_out = (jnp.asarray(data[part][side]) for part in ("training", "scored"))
         init_key, key = jax.random.split(jax.random.fold_in(key, side == "target"))
-        start = sae.init(init_key)
+        start = sp.training.start(sae, init_key, lambda: samples)
         params, _ = sp.fit(
             sae,
             key,
@@ -148,7 +136,7 @@ class Study:
             batch_size=settings.batch_size,
             optimizer=optax.adamw(settings.learning_rate, weight_decay=settings.weight_decay),
         )
-        error = held_out - sae.decode(params, sae.encode(params, held_out))
+        error = held_out - sae.reconstruct(params, held_out)
         unexplained = jnp.mean(error**2) / jnp.mean((held_out - held_out.mean(axis=0)) ** 2)
         return {"sae": params, "random_sae": start, "explained": 1 - unexplained}
 
@@ -159,14 +147,10 @@ class Study:
             units = data["scored"][side]
             if what == "latent":
                 params = jax.tree.map(lambda leaf, i=i: leaf[which[i], which[2]], data["saes"][side])
-                units = self.saes[side].encode(params, _scaled(units, data["scaling"][side]))
+                units = self.saes[side].encode(params, units)
             sides.append(units)
         scores = sp.align(*sides, metrics=self.metrics, folds=data["fold_ids"], n_folds=self.config.n_folds)
         return {name: score.mean for name, score in scores.items()}
-
-
-def _scaled(samples, scaling):
-    return (samples - scaling["center"]) / scaling["scale"]
 
 
 def compute(config: ConfigDict, run: Run) -> dict[str, Any]:
@@ -181,11 +165,7 @@ def compute(config: ConfigDict, run: Run) -> dict[str, Any]:
     fold_ids, _ = sp.assign_folds(len(loaded["groups"]), config.n_folds, key=fold_key, groups=loaded["groups"])
     sp.align(scored["source"], scored["target"], metrics="semi_match", folds=fold_ids)
     study = Study(config, {side: scored[side].shape[1] for side in SIDES})
-    data = {
-        "training": loaded["training"],
-        "scored": scored,
-        "scaling": {side: scaling(loaded["training"][side]) for side in SIDES},
-    }
+    data = {"training": loaded["training"], "scored": scored}
     run.claim()
 
     started = time.perf_counter()
@@ -196,7 +176,6 @@ def compute(config: ConfigDict, run: Run) -> dict[str, Any]:
     explained = [{"side": side, **sp.stats.over_seeds(saes[side]["explained"])} for side in SIDES]
     data = {
         "scored": scored,
-        "scaling": data["scaling"],
         "fold_ids": fold_ids,
         "saes": {side: jax.tree.map(lambda *leaves: np.stack(leaves), *(saes[side][name] for name in SAES)) for side in SIDES},
     }

@@ -49,7 +49,7 @@ def compute(config: ConfigDict, run: Run, threads: int) -> dict[str, Any]:
     made = time.perf_counter()
     with jax.default_matmul_precision("highest"):
         toys = {n: Race(settings, sp.toy.ToyModel(64, n, sp.features.power_law(64)), Toy, z) for n in settings.n_hidden}
-        sae = Race(settings, sp.sae.TopK(settings.sae_inputs, 64, 7), TopK, x)
+        sae = Race(settings, sp.sae.TopK(settings.sae_inputs, 64, 7, **sp.sae.PUBLISHED), TopK, x)
         names = {f"toy, {n} hidden": (race, n) for n, race in toys.items()} | {"TopK SAE": (sae, None)}
         timed: dict[str, dict[str, list[Timed]]] = {}
         rates, limits = [], {}
@@ -270,7 +270,7 @@ class TopK(_Module):
         residual = x - (kept @ self.W_dec + self.b_dec)
         silent = (kept == 0).all(dim=0)
         predicted = (pre * silent) @ self.W_dec + self.b_dec
-        return (residual**2).mean() + self.model.aux_weight * ((residual - predicted) ** 2).mean()
+        return (residual**2).mean() + self.model.dead_weight * ((residual - predicted) ** 2).mean()
 
 
 def _batch(key):

@@ -47,7 +47,7 @@ def get_config() -> ConfigDict:
     config.rectified = False  # units are relu(z A) instead of z A
     config.chunk = 0  # models in flight at once; 0: as many as fit into memory
     config.oracle = ConfigDict({"penalty": 1e-3, "steps": 2000, "tolerance": 0.1, "n_samples": 1024})
-    config.sae = ConfigDict({"n_latents": 64, "aux_weight": 0.1, "steps": 3000, "batch_size": 512, "learning_rate": 1e-2})
+    config.sae = ConfigDict({"n_latents": 64, "steps": 3000, "batch_size": 512, "learning_rate": 1e-2})
     config.eval = ConfigDict({"n_samples": 8192})  # of the SAEs
     return config
 
@@ -62,7 +62,7 @@ class Study:
         """What is recovered at one point: a scalar for each of `PANELS`, and the SAE's last losses."""
         config, n = self.config, self.config.n_features
         features = sp.features.SparseFeatures(n, n_active / n)
-        sae = sp.sae.TopK(n, config.sae.n_latents, n_active, config.sae.aux_weight)
+        sae = sp.sae.TopK(n, config.sae.n_latents, n_active, **sp.sae.PUBLISHED)
         arrangement_key, init_key, sae_key = jax.random.split(key, 3)
         sae_data, eval_key = jax.random.split(data_key)
         # n_units is a number, not a shape: further units are silent. So all compressions are one compiled branch.

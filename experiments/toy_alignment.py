@@ -41,9 +41,9 @@ def get_config() -> ConfigDict:
     config.toy = ConfigDict({"steps": 10_000, "batch_size": 1024, "learning_rate": 1e-3, "weight_decay": 0.01})
     config.sae = ConfigDict(
         {
+            **sp.sae.PUBLISHED,
             "n_latents": 64,
             "k": 7,
-            "aux_weight": 0.1,
             "steps": 8_000,
             "batch_size": 1024,
             "learning_rate": 1e-3,
@@ -112,7 +112,8 @@ class Study(Toys):
 
     def sae(self, n_hidden: int) -> sp.sae.TopK:
         """The SAE on its hidden units."""
-        return sp.sae.TopK(n_hidden, self.config.sae.n_latents, self.config.sae.k, self.config.sae.aux_weight)
+        settings = self.config.sae
+        return sp.sae.TopK(n_hidden, settings.n_latents, settings.k, **{name: settings[name] for name in sp.sae.PUBLISHED})
 
     def probe(self, n_hidden: int) -> sp.probe.Probe:
         """The supervised read-out of its hidden units."""
@@ -136,7 +137,8 @@ class Study(Toys):
             z = self.features.sample(key, n)
             return toy.encode(params, z), z
 
-        random_sae = sae.init(init_key)
+        batch = functools.partial(sample, jax.random.fold_in(sae_data, self.config.sae.steps), self.config.sae.batch_size)
+        random_sae = sp.training.start(sae, init_key, batch)
         trained_sae, sae_history = sp.fit(
             sae, sae_key, sample, data_key=sae_data, params=random_sae, **_optimisation(self.config.sae)
         )

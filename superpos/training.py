@@ -138,5 +138,5 @@ def _update(model, optimizer, state, batch, key, step):
     if hasattr(model, "after_step"):
         after_key = jax.random.fold_in(key, 0x5AE)  # no key should serve twice
         params, opt_state = model.after_step(params, opt_state, aux, key=after_key, step=step)
-    scalars = {name: value for name, value in aux.items() if jnp.ndim(value) == 0}
+    scalars = {name: value for name, value in aux.items() if not isinstance(value, dict) and jnp.ndim(value) == 0}
     return (params, opt_state), {"loss": loss, **scalars}

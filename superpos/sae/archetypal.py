@@ -1,0 +1,111 @@
+"""The archetypal sparse autoencoder, strict and relaxed."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float
+
+from superpos.sae.base import STATIC
+from superpos.sae.topk import TopK
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Archetypal(TopK):
+    """The dictionary is made of data: D = exp(m) (A C + Λ), A row-stochastic, C points of the data, |Λ_i| ≤ δ.
+
+    Dictionaries that must stay near the convex hull of the data differ less from seed to seed. δ = 0 is the archetypal SAE,
+    δ > 0 the relaxed one. The code is that of `TopK`; C are k-means centroids of the batch that `calibrate` is
+    given, less b_dec.
+
+    Source: Fel et al. 2025 (arXiv 2502.12892), equations 3 and 4.
+
+    Attributes:
+        n_points: points C; by default 4 n_latents; static.
+        delta: largest norm of the relaxation Λ of a latent, in units of the normalised inputs.
+
+    Params: `"A": (n_latents, n_points)`, `"C": (n_points, n_inputs)`, `"relax": (n_latents, n_inputs)`, `"log_multiplier": ()`
+    in place of `"W_dec"`, and the others of `SparseAutoencoder`.
+
+    Raises:
+        ValueError: fewer points than latents, or an option that this architecture does not have.
+    """
+
+    _: dataclasses.KW_ONLY
+    decoder_norm: str = dataclasses.field(default="free", metadata=STATIC)
+    n_points: int | None = dataclasses.field(default=None, metadata=STATIC)
+    delta: ArrayLike = 1.0
+
+    learned_decoder = False
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.n_points is not None and self.n_points < self.n_latents:
+            raise ValueError(f"n_points must be at least n_latents = {self.n_latents}, got {self.n_points}.")
+        if self.decoder_norm != "free":
+            raise ValueError(f"decoder_norm must be 'free' for an archetypal dictionary, got {self.decoder_norm!r}.")
+        if self.dead == "resample":
+            raise ValueError("dead cannot be 'resample' for an archetypal dictionary: it is made of data already.")
+
+    @property
+    def _points(self):
+        return 4 * self.n_latents if self.n_points is None else self.n_points
+
+    def init(self, key):
+        """Latents start at points of their own; random ones, until `calibrate` is given data."""
+        params = super().init(key)
+        del params["W_dec"]
+        points = jax.random.normal(jax.random.fold_in(key, 1), (self._points, self.n_inputs)) / self.n_inputs**0.5
+        return self._at(params, points)
+
+    def calibrate(self, params, x):
+        """The start with what it takes from data: the scale of the inputs, b_dec, and the points."""
+        params = super().calibrate(params, x)
+        return self._at(params, centroids(self._inputs(params, x)[0] - params["b_dec"], self._points))
+
+    def _at(self, params, points):
+        start = {
+            "A": jnp.eye(self.n_latents, self._points),
+            "C": points,
+            "relax": jnp.zeros((self.n_latents, self.n_inputs)),
+            "log_multiplier": jnp.zeros(()),
+        }
+        if self.tied:
+            first = points[: self.n_latents].T
+            start["W_enc"] = first / jnp.maximum(jnp.linalg.norm(first, axis=0), 1e-12)
+        return {**params, **start}
+
+    def dictionary(self, params):
+        """The direction of each latent, in normalised inputs."""
+        mixed = params["A"] @ lax.stop_gradient(params["C"]) + params["relax"]
+        return jnp.exp(params["log_multiplier"]) * mixed
+
+    def after_step(self, params, opt_state, aux, *, key, step):
+        """Keeps A row-stochastic and Λ within its bound."""
+        params, opt_state = super().after_step(params, opt_state, aux, key=key, step=step)
+        mix = jax.nn.relu(params["A"])
+        norms = jnp.linalg.norm(params["relax"], axis=1, keepdims=True)
+        kept = {
+            "A": mix / (jnp.sum(mix, axis=1, keepdims=True) + 1e-8),
+            "relax": params["relax"] * jnp.minimum(1.0, self.delta / jnp.maximum(norms, 1e-12)),
+        }
+        return {**params, **kept}, opt_state
+
+    def _code(self, params, x, step):
+        return super()._code(params, x, step)._replace(buffers={"C": params["C"]})
+
+
+def centroids(x: Float[Array, "n units"], count: int, steps: int = 10) -> Float[Array, "points units"]:
+    """k-means centroids by Lloyd's iteration, from the first samples, in turn where there are too few."""
+    first = x[jnp.arange(count) % len(x)]
+
+    def move(_, points):
+        nearest = jnp.argmin(jnp.sum(points**2, axis=1) - 2 * x @ points.T, axis=1)
+        members = nearest[:, None] == jnp.arange(count)
+        sizes = jnp.sum(members, axis=0)[:, None]
+        return jnp.where(sizes > 0, members.T.astype(x.dtype) @ x / jnp.maximum(sizes, 1), points)
+
+    return lax.fori_loop(0, steps, move, first)

@@ -1,0 +1,76 @@
+"""The BatchTopK sparse autoencoder."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.typing import ArrayLike
+from jaxtyping import Array, Bool, Float
+
+from superpos.sae.base import Code, SparseAutoencoder
+from superpos.sae.topk import check_k, warm_k
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class BatchTopK(SparseAutoencoder):
+    """Keeps the n k largest rectified latents of a batch of n samples, so that samples may differ in how many they use.
+
+    At inference a sample must not depend on its batch: latents above a threshold are kept, the running mean of the smallest
+    latent that was kept in training. So k is the mean number of active latents, in training at most.
+
+    Source: Bussmann, Leask & Nanda 2024 (arXiv 2412.06410).
+
+    Attributes:
+        k: mean number of active latents; may be traced.
+
+    Params: those of `SparseAutoencoder`, and `"threshold": ()`.
+
+    Raises:
+        ValueError: k is not in 1..n_latents.
+    """
+
+    k: ArrayLike
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_k(self.k, self.n_latents)
+
+    def _buffers(self):
+        return {**super()._buffers(), "threshold": jnp.zeros(())}
+
+    def _code(self, params, x, step):
+        pre = self._pre(params, x)
+        mask = largest_mask(lax.stop_gradient(pre), warm_k(self, step) * len(x))
+        h = jnp.where(mask, pre, 0)
+        smallest = jnp.min(jnp.where(mask, lax.stop_gradient(pre), jnp.inf))
+        old = lax.stop_gradient(params["threshold"])
+        rate = jnp.where(step == 0, 1.0, jnp.where(jnp.isfinite(smallest), _RATE, 0.0))
+        threshold = old + rate * (jnp.where(jnp.isfinite(smallest), smallest, old) - old)
+        return Code(pre, h, buffers={"threshold": threshold})
+
+    def _infer(self, params, x):
+        pre = self._pre(params, x)
+        return jnp.where(pre > jnp.maximum(params["threshold"], 0), pre, 0)
+
+
+_RATE = 0.01  # of the running mean
+
+
+def largest_mask(x: Float[Array, "n units"], count: ArrayLike) -> Bool[Array, "n units"]:
+    """Marks the `count` largest positive entries of all; of equal ones at the edge none.
+
+    Bisects on the bits of the numbers, which sort as positive numbers do.
+    """
+    bits = lax.bitcast_convert_type(jnp.maximum(x, 0), jnp.int64 if x.dtype.itemsize == 8 else jnp.int32)
+    zero = jnp.zeros((), bits.dtype)
+
+    def halve(_, ends):  # more than `count` entries lie above low, not above high
+        low, high = ends
+        middle = low + (high - low) // 2
+        many = jnp.sum(jnp.sum((bits > middle).T, axis=1)) > count
+        return jnp.where(many, middle, low), jnp.where(many, high, middle)
+
+    _, high = lax.fori_loop(0, 8 * x.dtype.itemsize, halve, (zero - 1, jnp.max(bits)))
+    return bits > high

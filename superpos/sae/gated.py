@@ -1,0 +1,45 @@
+"""The gated sparse autoencoder."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.typing import ArrayLike
+
+from superpos.sae.base import Code, SparseAutoencoder, linear, mean_square
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Gated(SparseAutoencoder):
+    """One linear map decides which latents are active, a rescaled one how much: the L1 penalty shrinks only the former.
+
+    π = (x - b_dec) W_enc + b_gate; h = 1[π > 0] relu((x - b_dec) W_enc exp(r_mag) + b_mag). To |x - x̂|² come l1 Σ relu(π), and
+    |x - relu(π) D - b_dec|² with the decoder held fixed, which teaches the gates.
+
+    Source: Rajamanoharan et al. 2024 (arXiv 2404.16014), equations 3 to 8.
+
+    Attributes:
+        l1: coefficient of the penalty, in units of the normalised inputs.
+
+    Params: those of `SparseAutoencoder`, with `"b_gate"`, `"r_mag"` and `"b_mag"`, each `(n_latents,)`, in place of `"b_enc"`.
+    """
+
+    l1: ArrayLike
+
+    def init(self, key):
+        """As all start; gates and magnitudes agree."""
+        params = super().init(key)
+        bias = params.pop("b_enc")
+        return {**params, "b_gate": bias, "r_mag": jnp.zeros_like(bias), "b_mag": bias}
+
+    def _code(self, params, x, step):
+        gate = self._pre({**params, "b_enc": params["b_gate"]}, x)
+        magnitude = (gate - params["b_gate"]) * jnp.exp(params["r_mag"]) + params["b_mag"]
+        h = jnp.where(gate > 0, jax.nn.relu(magnitude), 0)
+        open_gates = jax.nn.relu(gate)
+        fixed = lax.stop_gradient((self.dictionary(params), params["b_dec"]))
+        taught = mean_square(x - linear(open_gates, *fixed))
+        cost = jnp.sum(jnp.mean(open_gates, axis=0) * lax.stop_gradient(jnp.linalg.norm(params["W_dec"], axis=1)))
+        return Code(gate, h, self._warm(step) * self.l1 * cost / self.n_inputs + taught)

@@ -1,0 +1,65 @@
+"""The JumpReLU sparse autoencoder."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float
+
+from superpos.sae.base import Code, SparseAutoencoder
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class JumpReLU(SparseAutoencoder):
+    """Each latent has a threshold to pass, and each active latent costs the same: |x - x̂|² + l0 Σ_i H(pre_i - θ_i).
+
+    Thresholds learn by straight-through estimators: see `step` and `jump`.
+
+    Source: Rajamanoharan et al. 2024 (arXiv 2407.14435), equations 9 to 12.
+
+    Attributes:
+        l0: coefficient of the number of active latents, in units of the square of the normalised inputs.
+        bandwidth: of the estimators, in units of the normalised inputs.
+        start: threshold to start from.
+
+    Params: those of `SparseAutoencoder`, and `"log_threshold": (n_latents,)`.
+    """
+
+    l0: ArrayLike
+    _: dataclasses.KW_ONLY
+    bandwidth: ArrayLike = 0.1
+    start: ArrayLike = 0.1
+
+    def init(self, key):
+        """As all start, with equal thresholds."""
+        return {**super().init(key), "log_threshold": jnp.full(self.n_latents, jnp.log(self.start))}
+
+    def _code(self, params, x, step_number):
+        pre = self._pre(params, x)
+        threshold = jnp.exp(params["log_threshold"])
+        active = jnp.sum(jnp.mean(step(pre, threshold, self.bandwidth), axis=0))
+        penalty = self._warm(step_number) * self.l0 * active / self.n_inputs
+        return Code(pre, jump(pre, threshold, self.bandwidth), penalty)
+
+
+def step(x: Float[Array, "n units"], threshold: Float[Array, " units"], bandwidth: ArrayLike) -> Float[Array, "n units"]:
+    """H(x - θ); its derivative by θ is taken to be -K((x - θ) / ε) / ε with a rectangle K of width 1, that by x is 0."""
+    x = lax.stop_gradient(x)
+    return (x > threshold) + _through(threshold, -_kernel(x, threshold, bandwidth) / bandwidth)
+
+
+def jump(x: Float[Array, "n units"], threshold: Float[Array, " units"], bandwidth: ArrayLike) -> Float[Array, "n units"]:
+    """x H(x - θ); its derivative by θ is taken to be -θ K((x - θ) / ε) / ε, that by x is H(x - θ)."""
+    return jnp.where(x > threshold, x, 0) + _through(threshold, -threshold * _kernel(x, threshold, bandwidth) / bandwidth)
+
+
+def _kernel(x, threshold, bandwidth):
+    return (jnp.abs(x - threshold) < bandwidth / 2).astype(x.dtype)
+
+
+def _through(value, slope):
+    """Zero, with a slope."""
+    return (value - lax.stop_gradient(value)) * lax.stop_gradient(slope)

@@ -1,0 +1,65 @@
+"""The matching-pursuit sparse autoencoder."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.typing import ArrayLike
+
+from superpos.sae.base import STATIC, Code, SparseAutoencoder, linear
+from superpos.sae.topk import check_k, warm_k
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class MatchingPursuit(SparseAutoencoder):
+    """The encoder is k steps of matching pursuit with the dictionary: take the latent that explains most of what is left.
+
+    r = x - b_dec; k times: j = argmax_i r·d_i, h_j += r·d_j, r -= (r·d_j) d_j. A latent may be taken twice. Here latents stay
+    non-negative, a sample where no latent is positively correlated with the rest ends early, and decoder rows have norm 1.
+
+    Source: Costa et al. 2025 (arXiv 2506.03093), "From flat to hierarchical".
+
+    Attributes:
+        k: latents that may be active in one sample; may be traced.
+        most: steps, where k is traced and may be less; by default k. Static.
+
+    Params: those of `SparseAutoencoder` without `"W_enc"` and `"b_enc"`.
+
+    Raises:
+        ValueError: k is not in 1..n_latents, or an option that this architecture does not have.
+    """
+
+    k: ArrayLike
+    _: dataclasses.KW_ONLY
+    most: int | None = dataclasses.field(default=None, metadata=STATIC)
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_k(self.k, self.n_latents)
+        if self.decoder_norm != "unit":
+            raise ValueError(f"decoder_norm must be 'unit' for matching pursuit, got {self.decoder_norm!r}.")
+        if self.most is None and not isinstance(self.k, int):
+            raise ValueError("most must give the largest k, where k is no plain int.")
+
+    def init(self, key):
+        """Random directions, no encoder."""
+        params = super().init(key)
+        return {name: value for name, value in params.items() if name not in ("W_enc", "b_enc")}
+
+    def _code(self, params, x, step):
+        decoder, k = self.dictionary(params), warm_k(self, step)
+        start = linear(x - params["b_dec"], decoder.T, 0.0)
+
+        def pursue(state, i):
+            left, h = state
+            scores = linear(left, decoder.T, 0.0)
+            best = jnp.argmax(lax.stop_gradient(scores), axis=1)
+            taken = jnp.arange(self.n_latents) == best[:, None]
+            gain = jnp.where(taken & (i < k), jax.nn.relu(scores), 0)
+            return (left - linear(gain, decoder, 0.0), h + gain), None
+
+        steps = jnp.arange(self.k if self.most is None else self.most)
+        (_, h), _ = lax.scan(pursue, (x - params["b_dec"], jnp.zeros_like(start)), steps)
+        return Code(start, h)
