@@ -23,7 +23,7 @@ from superpos import (
 )
 from superpos.alignment import align, assign_folds, reads, score
 from superpos.sweeps import sweep
-from superpos.training import fit
+from superpos.training import fit, fit_stream
 
 __all__ = [
     "align",
@@ -32,6 +32,7 @@ __all__ = [
     "assign_folds",
     "features",
     "fit",
+    "fit_stream",
     "linalg",
     "metrics",
     "moments",

@@ -1,23 +1,67 @@
 """Readers of activations."""
 
 import hashlib
+import itertools
 import math
+import mmap
+import os
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
+from numpy.typing import DTypeLike
 
 
-def load(path: str) -> np.ndarray:
-    """Reads one array: `file.npy` (memory-mapped), or `file.npz:key` (the key may be left out where there is just one).
+class Store:
+    """A Zarr array, version 2 or 3, that stays on disk: `store[a:b]` reads a part as a NumPy array, `np.asarray(store)` all.
+
+    Raises:
+        ValueError: the folder is no Zarr array.
+    """
+
+    def __init__(self, folder: str | os.PathLike):
+        import tensorstore
+
+        driver = "zarr3" if (Path(folder) / "zarr.json").is_file() else "zarr"
+        spec = {"driver": driver, "kvstore": {"driver": "file", "path": str(Path(folder).absolute())}}
+        try:
+            self._array = tensorstore.open(spec, open=True, read=True).result()
+        except ValueError as error:
+            raise ValueError(f"{folder} is not a Zarr array (of a group, name one of its arrays: {folder}/NAME).") from error
+        self.shape, self.ndim = tuple(self._array.shape), len(self._array.shape)
+        self.dtype = np.dtype(self._array.dtype.numpy_dtype)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        """A slice of the first axis, without steps."""
+        first, end, step = rows.indices(len(self))
+        if step != 1:
+            raise ValueError(f"a Zarr array is read in slices without steps, got {rows}.")
+        return self._array[first : max(first, end)].read().result()
+
+    def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> np.ndarray:
+        return np.asarray(self._array.read().result(), dtype=dtype)
+
+
+def load(path: str) -> np.ndarray | Store:
+    """Reads one array.
+
+    Args:
+        path: `file.npy` (memory-mapped), `file.npz:key` (the key may be left out where there is just one; read whole), or the
+            folder of a Zarr array (stays on disk, see `Store`).
 
     Raises:
         FileNotFoundError: no such file.
         ValueError: the file is not an array of real numbers, or has no such key.
     """
     file, key = _split(path)
+    if file.is_dir():
+        return _real(Store(file), path)
     if not file.is_file():
         raise FileNotFoundError(f"{file} is not there, or is not a file.")
     try:
@@ -34,15 +78,28 @@ def load(path: str) -> np.ndarray:
         content = content[key]
     if not isinstance(content, np.ndarray):
         raise ValueError(f"{path} is not an array.")
-    if content.dtype.kind not in "fiub":
-        raise ValueError(f"{path} must hold real numbers, got an array of {content.dtype}.")
-    return content
+    return _real(content, path)
 
 
 def fingerprint(path: str) -> str:
-    """SHA-256 of the file behind a path that `load` takes; empty where there is none."""
+    """SHA-256 of the file or folder behind a path that `load` takes, read in blocks; empty where there is none."""
     file, _ = _split(path)
-    return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else ""
+    if not file.is_dir():
+        return _sha256(file) if file.is_file() else ""
+    parts = sorted(part for part in file.rglob("*") if part.is_file())
+    return hashlib.sha256("".join(f"{part.relative_to(file)} {_sha256(part)}\n" for part in parts).encode()).hexdigest()
+
+
+def _sha256(file):
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
+
+def _real(array, name):
+    """The array, if it holds real numbers."""
+    if array.dtype.kind not in "fiub" and array.dtype.name != "bfloat16":  # which is not one of NumPy's own
+        raise ValueError(f"{name} must hold real numbers, got an array of {array.dtype}.")
+    return array
 
 
 def _split(path):
@@ -51,7 +108,9 @@ def _split(path):
     return Path(name + archive.rstrip(":")), key
 
 
-def flatten(array: np.ndarray, axes: Sequence[str] | None = None) -> tuple[np.ndarray, Int[np.ndarray, " samples"] | None]:
+def flatten(
+    array: np.ndarray | Store, axes: Sequence[str] | None = None
+) -> tuple[np.ndarray, Int[np.ndarray, " samples"] | None]:
     """Brings activations into the form `(samples, units)`.
 
     Args:
@@ -77,7 +136,147 @@ def flatten(array: np.ndarray, axes: Sequence[str] | None = None) -> tuple[np.nd
     others = sorted(name for name in names if name not in ("samples", "units"))
     if len(set(others)) < len(others):
         raise ValueError(f"axes must have different names, got {','.join(names)}.")
-    array = np.transpose(array, [names.index(name) for name in ("samples", *others, "units")])
+    array = np.transpose(np.asarray(array), [names.index(name) for name in ("samples", *others, "units")])
     repeats = math.prod(array.shape[1:-1])
     groups = np.repeat(np.arange(array.shape[0]), repeats) if array.ndim > 2 else None
     return array.reshape(-1, array.shape[-1]), groups
+
+
+class Batches:
+    """Rows of arrays that may be larger than memory, as endless shuffled batches: `batches(start)` iterates from batch `start`.
+
+    The rows of all sources together are cut into blocks of `block_size` neighbours. Each epoch puts the blocks in a new random
+    order and deals them out to buffers of equal size (one, where all rows fit into it); the rows of a buffer are shuffled and
+    served to the last before the next is read. With the defaults a batch of 4096 holds about 64 rows of each of 64 places in
+    the data: as mixed as in a buffer of this size that is refilled by halves, but every row comes exactly once an epoch, and
+    any batch is found from its number alone. A batch that an epoch cannot fill is filled up from the next.
+
+    Memory: one buffer of `buffer_size` rows (262,144 of 512 float32 units: 512 MiB) and the batch, whatever the size of the
+    data. Of memory maps and Zarr arrays no more than a block is in memory; an array in a `.npz` is read whole.
+
+    Args:
+        sources: one or several: arrays `(rows, units)`, memory maps, Zarr arrays, or paths that `load` takes. Axes between the
+            first and the last count as further rows. Blocks of a Zarr array that are multiples of its chunks read each once.
+        batch_size: rows in a batch.
+        seed: of all shuffling; the order of batches is a function of it, the sources' shapes and the sizes here.
+        buffer_size: rows that are mixed at once.
+        block_size: rows that are read at once; smaller ones mix better and read slower.
+        dtype: of the batches and of the buffer.
+
+    Attributes:
+        n_rows: rows an epoch.
+        n_units: columns of a batch.
+
+    Raises:
+        ValueError: sources that are not arrays of real numbers with two or more axes and as many units, a batch that is larger
+            than the data or the buffer, a size that is not positive; while iterating, NaN or infinity in what is read.
+        FileNotFoundError: a path that is not there.
+
+    >>> batches = Batches(np.arange(12.0).reshape(6, 2), 4)
+    >>> stream = batches()
+    >>> np.sort(np.concatenate([next(stream), next(stream), next(stream)])[:, 0]).tolist()  # two epochs
+    [0.0, 0.0, 2.0, 2.0, 4.0, 4.0, 6.0, 6.0, 8.0, 8.0, 10.0, 10.0]
+    """
+
+    def __init__(
+        self,
+        sources: Any,
+        batch_size: int,
+        *,
+        seed: int = 0,
+        buffer_size: int = 262_144,
+        block_size: int = 4096,
+        dtype: DTypeLike = np.float32,
+    ):
+        sizes = {"batch_size": batch_size, "block_size": block_size, "buffer_size": buffer_size}
+        for name, value in sizes.items():
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}.")
+        if seed < 0:
+            raise ValueError(f"seed must be at least 0, got {seed}.")
+        if buffer_size < max(batch_size, block_size):
+            least = f"batch_size={batch_size} and block_size={block_size}"
+            raise ValueError(f"buffer_size must be at least as large as {least}, got {buffer_size}.")
+        self.batch_size, self.seed, self.dtype = batch_size, seed, np.dtype(dtype)
+        sources = [sources] if isinstance(sources, str | os.PathLike) or hasattr(sources, "shape") else list(sources)
+        self._sources = [_source(source, i) for i, source in enumerate(sources)]
+        widths = [array.shape[-1] for _, array in self._sources]
+        if len(set(widths)) != 1:
+            raise ValueError(f"sources must be one or more arrays with as many units, got {widths or 'none'}.")
+        lengths = [math.prod(array.shape[:-1]) for _, array in self._sources]
+        self.n_rows, self.n_units = sum(lengths), widths[0]
+        if batch_size > self.n_rows:
+            raise ValueError(f"batch_size must be at most the number of rows, {self.n_rows}, got {batch_size}.")
+        self._blocks = np.array(  # source, first row in it, end
+            [(i, at, min(at + block_size, n)) for i, n in enumerate(lengths) for at in range(0, n, block_size)]
+        )
+        self._n_buffers = math.ceil(len(self._blocks) / (buffer_size // block_size))
+        self._buffer_size = min(self.n_rows, math.ceil(len(self._blocks) / self._n_buffers) * block_size)
+
+    def __call__(self, start: int = 0) -> Iterator[Float[np.ndarray, "batch units"]]:
+        """Batches from number `start` on, as they come after `start` others, without reading those of earlier buffers."""
+        if start < 0:
+            raise ValueError(f"start must be at least 0, got {start}.")
+        return self._serve(*divmod(start * self.batch_size, self.n_rows))
+
+    def _serve(self, epoch, skip):
+        """Batches from row `skip` of an epoch on."""
+        buffer = np.empty((self._buffer_size, self.n_units), self.dtype)
+        batch, filled = np.empty((self.batch_size, self.n_units), self.dtype), 0
+        for now in itertools.count(epoch):
+            # NumPy pads seeds with zeros: (seed, epoch) alone would be (seed, epoch, 0).
+            order = np.random.default_rng((self.seed, now, 0)).permutation(len(self._blocks))
+            for number, chosen in enumerate(np.array_split(order, self._n_buffers), 1):
+                blocks = self._blocks[np.sort(chosen)]
+                n_rows = int((blocks[:, 2] - blocks[:, 1]).sum())
+                if skip >= n_rows:
+                    skip -= n_rows
+                    continue
+                self._read(blocks, buffer)
+                rows = np.random.default_rng((self.seed, now, number)).permutation(n_rows)[skip:]
+                skip = 0
+                while len(rows):
+                    taken, rows = np.split(rows, [self.batch_size - filled])
+                    batch[filled : filled + len(taken)] = buffer[taken]
+                    filled += len(taken)
+                    if filled == self.batch_size:
+                        yield batch
+                        batch, filled = np.empty_like(batch), 0
+
+    def _read(self, blocks, buffer):
+        at = 0
+        for source, first, end in blocks.tolist():
+            name, array = self._sources[source]
+            inner = math.prod(array.shape[1:-1])
+            low, high = first // inner, math.ceil(end / inner)
+            rows = np.asarray(array[low:high]).reshape(-1, self.n_units)[first - low * inner : end - low * inner]
+            into = buffer[at : at + end - first]
+            with np.errstate(over="ignore"):  # what does not fit into the dtype is reported as infinite
+                into[...] = rows
+            if not np.isfinite(into).all():
+                bad = first + np.flatnonzero(~np.isfinite(into).all(axis=1))
+                where = f"{len(bad)} of its rows {first} to {end - 1}, first in row {bad[0]}"
+                raise ValueError(f"{name} has NaN or infinity, as {self.dtype}, in {where}.")
+            at += end - first
+            _let_go(array)
+
+
+def _source(source, number):
+    """The name of a source, and its array."""
+    if isinstance(source, str | os.PathLike):
+        name, array = os.fspath(source), load(os.fspath(source))
+    else:
+        name, array = str(getattr(source, "filename", None) or f"sources[{number}]"), source
+    if not hasattr(array, "shape") or not hasattr(array, "dtype"):
+        raise ValueError(f"sources must be arrays or paths of them, but {name} is a {type(array).__name__}.")
+    if len(array.shape) < 2:
+        raise ValueError(f"{name} must have at least two axes, rows and units, got shape {array.shape}.")
+    return name, _real(array, name)
+
+
+def _let_go(array):
+    """Pages of a memory map that were read count as this process's memory until it says that it needs them no more."""
+    mapped = getattr(array, "_mmap", None)
+    # Of a copy-on-write map this would undo the user's changes; not every system has it.
+    if mapped is not None and array.mode != "c" and hasattr(mmap, "MADV_DONTNEED"):
+        mapped.madvise(mmap.MADV_DONTNEED)

@@ -6,8 +6,10 @@ import json
 import math
 import os
 import platform
+import re
 import shutil
 import subprocess
+from collections.abc import Callable, Iterable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -94,7 +96,7 @@ class Run:
         seal = {
             "run": self._described(),
             "name": name,
-            "sha256": _digest(leaves),
+            "sha256": digest(leaves),
             "leaves": [[_plain_path(path), str(leaf.dtype), list(leaf.shape)] for path, leaf in found],
         }
         try:
@@ -132,7 +134,7 @@ class Run:
                 np.zeros(shape, dtype) if 0 in shape else np.asarray(tree[str(i)])
                 for i, (_, dtype, shape) in enumerate(seal["leaves"])
             ]
-            whole = seal["sha256"] == _digest(leaves)
+            whole = seal["sha256"] == digest(leaves)
         except Exception:  # whatever Orbax and what lies below it make of a torn file
             raise ValueError(f"Checkpoint {name} in {self.path} cannot be read: {advice}") from None
         if (seal["run"], seal["name"]) != (self._described(), name):
@@ -147,6 +149,10 @@ class Run:
         """Names of the checkpoints that were saved whole."""
         folder = self._checkpoint("")
         return sorted(found.name for found in folder.iterdir() if self._saved(found)) if folder.is_dir() else []
+
+    def remove(self, name: str) -> None:
+        """Removes the checkpoint `name`, which a later one has made superfluous."""
+        shutil.rmtree(self._checkpoint(name), ignore_errors=True)
 
     @staticmethod
     def _saved(folder):
@@ -233,12 +239,64 @@ def read_json(file: Path) -> Any:
         raise ValueError(f"{file} is not valid JSON ({error}): name another workdir.") from error
 
 
-def _digest(leaves):
-    digest = hashlib.sha256()
+def digest(leaves: Iterable[np.ndarray]) -> str:
+    """SHA-256 of arrays: their types, shapes and values."""
+    found = hashlib.sha256()
     for leaf in leaves:
-        digest.update(f"{leaf.dtype}{leaf.shape}".encode())
-        digest.update(np.ascontiguousarray(leaf).tobytes())
-    return digest.hexdigest()
+        found.update(f"{leaf.dtype}{leaf.shape}".encode())
+        found.update(np.ascontiguousarray(leaf).tobytes())
+    return found.hexdigest()
+
+
+def fingerprint(jaxprs: Iterable[Any]) -> str:
+    """SHA-256 of what functions compute: their jaxprs, with all constants, but without addresses in memory."""
+    import jax
+
+    config: Any = jax.config
+    settings = [jax.__version__, config.jax_enable_x64, config.jax_threefry_partitionable]
+    found = hashlib.sha256(json.dumps(settings).encode())
+    for jaxpr in jaxprs:
+        found.update(re.sub(r"0x[0-9a-f]+", "", str(jaxpr)).encode())
+        for constant in _constants(jaxpr):
+            found.update(np.ascontiguousarray(raw(constant)[0]).tobytes())
+    return found.hexdigest()
+
+
+def raw(tree: Any) -> tuple[Any, Callable[[Any], Any]]:
+    """A pytree of arrays as NumPy arrays, and a function that turns what were typed keys in it into keys again."""
+    import jax
+    import jax.numpy as jnp
+
+    leaves, structure = jax.tree.flatten(tree)
+    leaves = [jnp.asarray(leaf) for leaf in leaves]
+    typed = [jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) for leaf in leaves]
+    kinds = [jax.random.key_impl(leaf) if key else None for leaf, key in zip(leaves, typed, strict=True)]
+    plain = [np.asarray(jax.random.key_data(leaf) if key else leaf) for leaf, key in zip(leaves, typed, strict=True)]
+
+    def wrap(tree):
+        found = zip(jax.tree.leaves(tree), kinds, strict=True)
+        return jax.tree.unflatten(
+            structure, [leaf if kind is None else jax.random.wrap_key_data(leaf, impl=kind) for leaf, kind in found]
+        )
+
+    return jax.tree.unflatten(structure, plain), wrap
+
+
+def _constants(found):
+    """Arrays that a jaxpr closes over, its inner ones too."""
+    from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
+
+    if isinstance(found, ClosedJaxpr):
+        yield from found.consts
+        found = found.jaxpr
+    if isinstance(found, Jaxpr):
+        for equation in found.eqns:
+            yield from (at.val for at in equation.invars if isinstance(at, Literal) and np.ndim(at.val))
+            for parameter in equation.params.values():
+                yield from _constants(parameter)
+    elif isinstance(found, list | tuple):
+        for inner in found:
+            yield from _constants(inner)
 
 
 def _numbered(leaves):

@@ -1,17 +1,24 @@
-"""The training loop."""
+"""The training loop: over samples that are drawn in the compiled program, or over batches from the host."""
 
+import collections
 import contextlib
 import contextvars
 import itertools
-from collections.abc import Callable, Iterator
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import lax
 from jax.experimental.xla_metadata import set_xla_metadata
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jaxtyping import Array, Key
+
+from superpos import results
 
 
 class Model(Protocol):
@@ -81,6 +88,149 @@ def fit(
 
     (params, _), history = lax.scan(step, (params, optimizer.init(params)), jnp.arange(steps))
     return params, history
+
+
+def fit_stream(
+    model: Model,
+    key: Key[Array, ""],
+    batches: Callable[[int], Iterable[Any]] | Iterable[Any],
+    *,
+    params: Any = None,
+    steps: int,
+    optimizer: optax.GradientTransformation | None = None,
+    workdir: str | os.PathLike | None = None,
+    save_every: int = 1000,
+    devices: Sequence[jax.Device] | None = None,
+    progress: bool | None = None,
+) -> tuple[Any, dict[str, np.ndarray]]:
+    """Trains one model on batches from the host, such as those of `superpos.data.Batches`: data need not fit into memory.
+
+    Each step is that of `fit`: with the batches that `fit` draws it comes to the same parameters. No more than two batches
+    are on their way at once. With a `workdir` a run that was killed goes on when it is called again, and ends with the
+    parameters and history that it would have had, bit for bit on the same devices.
+
+    Args:
+        model: as in `fit`. Where it has a `calibrate`, that sees the first batch, which is then trained on too.
+        key: as in `fit`.
+        batches: arrays, all of one shape with samples along the first axis. Either a function that iterates over them from a
+            number on, `batches(start)`, or any iterable; of an iterable, a run that goes on draws again and drops what it was
+            trained on, so pass one that starts anew.
+        params: to start from; by default `start(model, key, batch)`.
+        steps: number of optimizer steps, one a batch.
+        optimizer: an optax transformation; by default `optax.adam(1e-3)`.
+        workdir: a folder that keeps the last two checkpoints. What makes a run the same: key, params, steps, the first batch,
+            and what model and optimizer compute.
+        save_every: steps from one checkpoint to the next. The last step is saved too, and what was trained when `batches`
+            raises, ends or gives a batch that is refused.
+        devices: split each batch; by default all of this process.
+        progress: whether to show a bar on standard error; by default where that is a terminal and TQDM_DISABLE is not set.
+
+    Returns:
+        The trained parameters, on all the devices, and the history as in `fit`, in float32 NumPy arrays.
+
+    Raises:
+        ValueError: steps or save_every is not positive; devices that do not fit; batches that end early, differ in shape or
+            hold NaN or infinity; a workdir of another run, or with a damaged checkpoint.
+        OSError: a checkpoint could not be saved.
+    """
+    from tqdm import tqdm
+
+    for name, value in (("steps", steps), ("save_every", save_every)):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}.")
+    if isinstance(key, jax.core.Tracer):
+        raise ValueError("sp.fit_stream feeds a compiled step from the host: call it outside of jit and vmap, or use sp.fit.")
+    devices = jax.local_devices() if devices is None else list(devices)
+    if not devices or len(set(devices)) < len(devices):
+        raise ValueError(f"devices must list at least one device, and none twice, got {devices}.")
+    stream = iter(batches(0) if callable(batches) else batches)
+    first = _draw(stream, 0, steps)
+    if len(first) % len(devices):
+        raise ValueError(f"devices must divide a batch: {len(first)} samples cannot be split equally over {len(devices)}.")
+    optimizer = optax.adam(1e-3) if optimizer is None else optimizer
+    mesh = jax.make_mesh((len(devices),), ("devices",), axis_types=(AxisType.Auto,), devices=devices)
+    split, whole = NamedSharding(mesh, PartitionSpec("devices")), NamedSharding(mesh, PartitionSpec())
+    given, init_key, loss_key = jax.device_put((params, *jax.random.split(key, 3)[:2]), whole)
+
+    def begin(params, key, batch):
+        params = start(model, key, lambda: batch) if params is None else params
+        # Copies, because each step overwrites its state, and the caller's parameters are the caller's.
+        return jax.tree.map(lambda leaf: jnp.array(leaf, leaf.dtype, copy=True), (params, optimizer.init(params)))
+
+    def step(state, key, batch, i):
+        return _update(model, optimizer, state, batch, jax.random.fold_in(key, i), i)
+
+    begun, struct = jax.make_jaxpr(begin, return_shape=True)(given, init_key, first)
+    stepped, (_, records) = jax.make_jaxpr(step, return_shape=True)(struct, loss_key, first, np.int32(0))
+    run: Any = None
+    done = 0
+    if workdir is not None:
+        described = {
+            "steps": steps,
+            "key": results.digest([results.raw(key)[0]]),
+            "params": results.digest(jax.tree.leaves(results.raw(params)[0])),
+            "first_batch": results.digest([first]),
+            "program": results.fingerprint([begun, stepped]),
+        }
+        run = results.Run(workdir, "fit_stream", described)
+        run.claim()
+    state = jax.jit(begin, out_shardings=whole)(given, init_key, jax.device_put(first, split))
+    history = {name: np.zeros(steps, np.float32) for name in records}
+    if run is not None and (saved := run.checkpoints()):
+        plain, wrap = results.raw(state)
+        found = run.load(saved[-1], (plain, history, done))
+        state, done = jax.device_put(wrap(found[0]), whole), int(found[2])
+        history = {name: np.array(values) for name, values in found[1].items()}
+        stream = iter(batches(done)) if callable(batches) else itertools.islice(stream, done - 1, None)
+    running: collections.deque = collections.deque()  # numbers and records of steps that the devices may not have finished
+
+    def settle(n_running=0):
+        while len(running) > n_running:
+            i, record = running.popleft()
+            for name, value in jax.device_get(record).items():
+                history[name][i] = value
+
+    def save(done):
+        settle()
+        run.save(f"step-{done:012}", (results.raw(state)[0], history, done))
+        for name in run.checkpoints()[:-2]:
+            run.remove(name)
+
+    advance = jax.jit(step, donate_argnums=0, out_shardings=whole)
+    if progress is None:
+        progress = sys.stderr.isatty() and not os.environ.get("TQDM_DISABLE")
+    with tqdm(total=steps, initial=done, desc="fit_stream", unit="step", unit_scale=True, disable=not progress) as bar:
+        for i in range(done, steps):
+            try:
+                batch = first if i == 0 else _draw(stream, i, steps, first)
+            except BaseException:
+                if run is not None and i > done:
+                    save(i)
+                raise
+            settle(1)  # JAX would run ahead and pile up batches
+            state, record = advance(state, loss_key, jax.device_put(batch, split), np.int32(i))
+            running.append((i, record))
+            bar.update()
+            if run is not None and ((i + 1) % save_every == 0 or i + 1 == steps):
+                save(i + 1)
+        settle()
+    return state[0], history
+
+
+def _draw(stream, number, steps, like=None):
+    """The next batch."""
+    found = next(stream, None)
+    if found is None:
+        raise ValueError(f"batches ended after {number} of {steps} steps.")
+    batch = np.array(found)  # a copy: an iterator may fill one array again while a device still reads it
+    if batch.ndim < 1 or batch.dtype.kind in "OUS":
+        raise ValueError(f"batches must give arrays of numbers with samples along the first axis, got {type(found).__name__}.")
+    if like is not None and (batch.shape, batch.dtype) != (like.shape, like.dtype):
+        shapes = [f"{one.dtype}{list(one.shape)}" for one in (like, batch)]
+        raise ValueError(f"batches must all be alike: the first is {shapes[0]}, batch {number} {shapes[1]}.")
+    if not np.isfinite(batch).all():
+        raise ValueError(f"batch {number} holds {np.size(batch) - np.isfinite(batch).sum()} NaN or infinite values.")
+    return batch
 
 
 def start(model: Model, key: Key[Array, ""], batch: Callable[[], Any]) -> Any:
