@@ -63,6 +63,8 @@ class SparseAutoencoder:
         dead_weight: weight of the auxiliary loss or of reanimation.
         dead_k: dead latents of a sample in the auxiliary loss; by default half of n_inputs. Static.
         resample_every: steps between resamplings; static.
+        rectified: the units are rectified, so are reconstructions: x̂ = relu(h D + b_dec). Of a silent unit the loss asks only
+            that h D + b_dec is not positive, so that dictionaries can tell what a unit's silence rules out. Static.
         sparsity_warmup: steps over which sparsity is switched on: coefficients rise from 0, k falls from 4 k, linearly.
 
     Params: `{"W_enc": (n_inputs, n_latents), "b_enc": (n_latents,), "W_dec": (n_latents, n_inputs), "b_dec": (n_inputs,)}`,
@@ -85,6 +87,7 @@ class SparseAutoencoder:
     dead_weight: ArrayLike = 1 / 32
     dead_k: int | None = dataclasses.field(default=None, metadata=STATIC)
     resample_every: int = dataclasses.field(default=1000, metadata=STATIC)
+    rectified: bool = dataclasses.field(default=False, metadata=STATIC)
     sparsity_warmup: ArrayLike = 0
 
     learned_decoder: ClassVar[bool] = True  # W_dec is a parameter
@@ -142,6 +145,7 @@ class SparseAutoencoder:
     ) -> Float[Array, "n inputs"]:
         """Latents to reconstructed inputs; with `normalize="layer_norm"` those of normalised inputs, unless `x` is given."""
         y = h @ self.dictionary(params) + params["b_dec"]
+        y = jax.nn.relu(y) if self.rectified else y
         if self.normalize == "scale":
             return y * params["scale"]
         if self.normalize == "layer_norm" and x is not None:
@@ -232,8 +236,12 @@ class SparseAutoencoder:
 
     def _errors(self, params: Params, x: Array, code: Code, dead: Bool[Array, " latents"]) -> tuple[Array, Array, Array]:
         """Mean squared error, residuals `(n, inputs)`, and what dead latents add to the loss."""
-        residual = x - linear(code.h, self.dictionary(params), params["b_dec"])
+        residual = self._residual(x, linear(code.h, self.dictionary(params), params["b_dec"]))
         return mean_square(residual), residual, self._revive(params, residual, code, dead)
+
+    def _residual(self, x, y):
+        """What is left to explain of normalised inputs; of silent rectified units what was predicted."""
+        return x - (jnp.where(x > 0, y, jax.nn.relu(y)) if self.rectified else y)
 
     def _revive(self, params, residual, code, dead):
         """What dead latents add to the loss."""

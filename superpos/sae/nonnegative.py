@@ -14,15 +14,16 @@ from superpos.sae.base import STATIC, Code, SparseAutoencoder
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class NonNegative(SparseAutoencoder):
-    """Non-negative sparse coding: h = argmin over h ≥ 0 of ½|x - h D|² + l1 Σ h, with D ≥ 0 of rows of norm 1.
+    """Non-negative sparse coding: h = argmin over h ≥ 0 of ½|x - h D|² + l1 Σ h. No encoder: FISTA infers the code.
 
-    For inputs that are non-negative themselves, such as rectified units: parts add up and cannot cancel. There is no encoder;
-    the code is inferred by FISTA, and the dictionary learns with the code held fixed.
+    The dictionary learns with the code held fixed. Non-negative too (NMF), parts of non-negative inputs add up and cannot cancel;
+    `signed` (semi-NMF) it may be anything, and with `rectified` so that the sum is rectified.
 
-    Source: Hoyer 2002, "Non-negative sparse coding"; Lee & Seung 1999.
+    Source: Hoyer 2002, "Non-negative sparse coding"; Lee & Seung 1999; Ding, Li & Jordan 2010 (semi-NMF).
 
     Attributes:
         l1: coefficient of the penalty, in units of the normalised inputs.
+        signed: whether the dictionary may have negative entries; static.
         steps: of inference; static.
 
     Params: those of `SparseAutoencoder` without `"W_enc"` and `"b_enc"`; `"b_dec"` stays 0.
@@ -33,22 +34,23 @@ class NonNegative(SparseAutoencoder):
 
     l1: ArrayLike
     _: dataclasses.KW_ONLY
+    signed: bool = dataclasses.field(default=False, metadata=STATIC)
     steps: int = dataclasses.field(default=30, metadata=STATIC)
     bias: str = dataclasses.field(default="zero", metadata=STATIC)
     centered: bool = dataclasses.field(default=False, metadata=STATIC)
 
     def init(self, key):
-        """Random non-negative directions."""
+        """Random directions."""
         params = super().init(key)
         params = {name: value for name, value in params.items() if name not in ("W_enc", "b_enc")}
-        return {**params, "W_dec": self.constrain(jnp.abs(params["W_dec"]))}
+        return {**params, "W_dec": self.constrain(params["W_dec"] if self.signed else jnp.abs(params["W_dec"]))}
 
     def constrain(self, decoder, start=False):
-        """The nearest non-negative decoder, rows of norm 1."""
-        return super().constrain(decoder if start else jnp.maximum(decoder, 0), start)
+        """The decoder of the norms and signs that it may have."""
+        return super().constrain(decoder if start or self.signed else jnp.maximum(decoder, 0), start)
 
     def _code(self, params, x, step):
         decoder = lax.stop_gradient(params["W_dec"])
         l1 = self._warm(step) * self.l1
-        h = lax.stop_gradient(sparse_coding.fista(x, decoder, l1, steps=self.steps))
+        h = lax.stop_gradient(sparse_coding.fista(x, decoder, l1, rectified=self.rectified, steps=self.steps))
         return Code(h, h, buffers={"b_dec": jnp.zeros(self.n_inputs)})

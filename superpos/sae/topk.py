@@ -1,6 +1,7 @@
 """The TopK sparse autoencoder."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ from jax.typing import ArrayLike
 from superpos.sae.base import Code, SparseAutoencoder, top_k_mask
 
 # Options of the code published with Longon, Klindt & Khosla (arXiv 2510.03186).
-PUBLISHED = {
+PUBLISHED: dict[str, Any] = {
     "tied": False,
     "centered": False,
     "decoder_norm": "free",

@@ -3,7 +3,6 @@
 import hashlib
 import inspect
 import itertools
-import json
 import math
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -14,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from superpos.results import Run
+from superpos.results import Run, fingerprint, raw
 from superpos.sweeps.processes import share
 from superpos.sweeps.program import Branch, Program
 from superpos.sweeps.table import Layout, path_name
@@ -150,8 +149,8 @@ class Study:
         eval_key: Tree,
     ):
         self.layout, self.configs, self.points = layout, layout.configs, layout.points
-        self.keys, wrap_key = _raw(keys)
-        self.shared, wrap_shared = _raw((data_key, eval_key))
+        self.keys, wrap_key = raw(keys)
+        self.shared, wrap_shared = raw((data_key, eval_key))
 
         def trainer(config):
             return lambda key, point, shared: train(wrap_key(key), wrap_shared(shared)[0], **config, **point)
@@ -208,7 +207,7 @@ class Study:
             "keys": _digest(self.keys),
             "data_key": _digest(self.shared[0]),
             "eval_key": _digest(self.shared[1]),
-            **{name: _fingerprint(jaxprs) for name, jaxprs in self.functions.items()},
+            **{name: fingerprint(jaxprs) for name, jaxprs in self.functions.items()},
         }
 
     def sizes(self, models: float, pairs: float, n_devices: int) -> Sizes:
@@ -365,23 +364,6 @@ def _batch(tree, *sizes):
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((*sizes, *leaf.shape), leaf.dtype), tree)
 
 
-def _raw(tree):
-    """A pytree of arrays as NumPy arrays, and a function that turns typed keys in it to keys again."""
-    leaves, structure = jax.tree.flatten(tree)
-    leaves = [jnp.asarray(leaf) for leaf in leaves]
-    typed = [jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) for leaf in leaves]
-    kinds = [jax.random.key_impl(leaf) if key else None for leaf, key in zip(leaves, typed, strict=True)]
-    raw = [np.asarray(jax.random.key_data(leaf) if key else leaf) for leaf, key in zip(leaves, typed, strict=True)]
-
-    def wrap(tree):
-        found = zip(jax.tree.leaves(tree), kinds, strict=True)
-        return jax.tree.unflatten(
-            structure, [leaf if kind is None else jax.random.wrap_key_data(leaf, impl=kind) for leaf, kind in found]
-        )
-
-    return jax.tree.unflatten(structure, raw), wrap
-
-
 def _named_parameters(function, names):
     """Which of the names are parameters of a function, beyond its first three."""
     return set(list(inspect.signature(function).parameters)[3:]) & set(names)
@@ -393,31 +375,3 @@ def _digest(tree):
         digest.update(f"{path_name(path)} {leaf.dtype} {leaf.shape}".encode())
         digest.update(np.ascontiguousarray(leaf).tobytes())
     return digest.hexdigest()
-
-
-def _fingerprint(jaxprs):
-    """A digest of what functions compute: their jaxprs, with all constants, but without addresses in memory."""
-    settings = [jax.__version__, jax.config.jax_enable_x64, jax.config.jax_threefry_partitionable]
-    digest = hashlib.sha256(json.dumps(settings).encode())
-    for jaxpr in jaxprs:
-        digest.update(re.sub(r"0x[0-9a-f]+", "", str(jaxpr)).encode())
-        for constant in _constants(jaxpr):
-            digest.update(np.ascontiguousarray(_raw(constant)[0]).tobytes())
-    return digest.hexdigest()
-
-
-def _constants(found):
-    """Arrays that a jaxpr closes over, its inner ones too."""
-    from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
-
-    if isinstance(found, ClosedJaxpr):
-        yield from found.consts
-        found = found.jaxpr
-    if isinstance(found, Jaxpr):
-        for equation in found.eqns:
-            yield from (at.val for at in equation.invars if isinstance(at, Literal) and np.ndim(at.val))
-            for parameter in equation.params.values():
-                yield from _constants(parameter)
-    elif isinstance(found, list | tuple):
-        for inner in found:
-            yield from _constants(inner)
