@@ -175,7 +175,7 @@ def report(sums: Sums) -> Report:
     return Report(
         fvu=error * count / jnp.sum(sums.samples.x.squares),
         l0=jnp.sum(density),
-        dead=jnp.mean(density == 0, where=count > 0),
+        dead=jnp.mean(density == 0, where=count > 0, dtype=density.dtype),
         density=density,
         shrinkage=squares / product,
         recovery={metric.name: metric(sums.recovery) for metric in metrics},
