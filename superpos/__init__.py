@@ -6,6 +6,7 @@ See `align` to compare two representations, `fit` to train a toy model or a spar
 from superpos import (
     alignment,
     arrangements,
+    evaluation,
     features,
     linalg,
     metrics,
@@ -30,6 +31,7 @@ __all__ = [
     "alignment",
     "arrangements",
     "assign_folds",
+    "evaluation",
     "features",
     "fit",
     "fit_stream",
