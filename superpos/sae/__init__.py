@@ -8,6 +8,7 @@ from superpos.sae.archetypal import Archetypal
 from superpos.sae.base import SparseAutoencoder, geometric_median
 from superpos.sae.batch_topk import BatchTopK
 from superpos.sae.gated import Gated
+from superpos.sae.io import load, save
 from superpos.sae.jumprelu import JumpReLU
 from superpos.sae.matching_pursuit import MatchingPursuit
 from superpos.sae.matryoshka import Matryoshka
@@ -41,4 +42,6 @@ __all__ = [
     "TopK",
     "Vanilla",
     "geometric_median",
+    "load",
+    "save",
 ]

@@ -65,7 +65,9 @@ class SparseAutoencoder:
         resample_every: steps between resamplings; static.
         rectified: the units are rectified, so are reconstructions: x̂ = relu(h D + b_dec). Of a silent unit the loss asks only
             that h D + b_dec is not positive, so that dictionaries can tell what a unit's silence rules out. Static.
-        sparsity_warmup: steps over which sparsity is switched on: coefficients rise from 0, k falls from 4 k, linearly.
+        sparsity_warmup: steps over which sparsity comes to its final value, linearly; 0: it has it from the first.
+        sparsity_start: where it starts, as a factor of coefficients and a divisor of k: 0 is no penalty and all latents,
+            above 1 is sparser than in the end.
 
     Params: `{"W_enc": (n_inputs, n_latents), "b_enc": (n_latents,), "W_dec": (n_latents, n_inputs), "b_dec": (n_inputs,)}`,
     with `"silent_for": (n_latents,)` steps since each latent was last active, and `"scale": ()` where inputs are scaled.
@@ -89,6 +91,7 @@ class SparseAutoencoder:
     resample_every: int = dataclasses.field(default=1000, metadata=STATIC)
     rectified: bool = dataclasses.field(default=False, metadata=STATIC)
     sparsity_warmup: ArrayLike = 0
+    sparsity_start: ArrayLike = 0.0
 
     learned_decoder: ClassVar[bool] = True  # W_dec is a parameter
 
@@ -225,9 +228,11 @@ class SparseAutoencoder:
             bias = bias - params["b_dec"] @ params["W_enc"]
         return linear(x, params["W_enc"], bias)
 
-    def _warm(self, step: ArrayLike) -> Array:
-        """How much of its sparsity a step has, 0 to 1."""
-        return jnp.clip((step + 1) / (jnp.asarray(self.sparsity_warmup) + 1), 0.0, 1.0)
+    def _warm(self, step: ArrayLike) -> ArrayLike:
+        """The sparsity of a step, as a factor of what it is in the end."""
+        progress = jnp.clip(step / jnp.maximum(self.sparsity_warmup, 1), 0.0, 1.0)
+        progress = jnp.where(jnp.asarray(self.sparsity_warmup) > 0, progress, 1.0)
+        return self.sparsity_start + (1 - self.sparsity_start) * progress
 
     def _buffers(self):
         """Parameters that no gradient learns, at the start."""
@@ -268,8 +273,8 @@ class SparseAutoencoder:
             return x / lax.stop_gradient(params["scale"]), None
         if self.normalize == "layer_norm":
             mean = jnp.mean(x, axis=1, keepdims=True)
-            deviation = jnp.std(x, axis=1, keepdims=True, ddof=1) + 1e-5
-            return (x - mean) / deviation, (mean, deviation)
+            deviation = jnp.std(x, axis=1, keepdims=True, ddof=1)
+            return (x - mean) / (deviation + 1e-5), (mean, deviation)
         return x, None
 
     def _check(self, x):

@@ -54,9 +54,7 @@ def save(
     - `Vanilla` is "standard", `TopK` and `Archetypal` (its dictionary written out) are "topk", `Gated` is "gated", `JumpReLU`,
       `BatchTopK` and `Matryoshka` (each latent with their threshold) are "jumprelu"; latents and thresholds stay the same
       numbers. The others have no counterpart: `MatchingPursuit`, `NonNegative`;
-    - `normalize="scale"` is folded into the weights; with `"layer_norm"` latents are the same, but SAELens divides by the
-      standard deviation + 1e-5 and multiplies by the standard deviation alone, so that reconstructions can differ by 1e-5 of
-      the normalised reconstruction;
+    - `normalize="scale"` is folded into the weights; `"layer_norm"` is SAELens's;
     - `centered` is `apply_b_dec_to_input`.
 
     Args:
@@ -81,6 +79,8 @@ def save(
         raise ValueError(f"sae must be one of sp.sae.ARCHITECTURES ({', '.join(ARCHITECTURES)}), got a {type(sae).__name__}.")
     if format == "saelens" and name not in _COUNTERPARTS:
         raise ValueError(f"format 'saelens' takes {', '.join(_COUNTERPARTS)}, got {name}, which SAELens cannot compute.")
+    if format == "saelens" and sae.rectified:
+        raise ValueError("format 'saelens' takes reconstructions that are not rectified, got rectified=True.")
     _check(params, _shapes(sae), "params", stacked=format == "superpos")
     metadata = metadata or {}
     if format == "saelens":

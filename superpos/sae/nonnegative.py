@@ -16,8 +16,9 @@ from superpos.sae.base import STATIC, Code, SparseAutoencoder
 class NonNegative(SparseAutoencoder):
     """Non-negative sparse coding: h = argmin over h ≥ 0 of ½|x - h D|² + l1 Σ h. No encoder: FISTA infers the code.
 
-    The dictionary learns with the code held fixed. Non-negative too (NMF), parts of non-negative inputs add up and cannot cancel;
-    `signed` (semi-NMF) it may be anything, and with `rectified` so that the sum is rectified.
+    The dictionary learns with the code held fixed. If it is non-negative too (NMF), parts of non-negative inputs add up and
+    cannot cancel; `signed` (semi-NMF) it may be anything. Of rectified units it learns best `signed` and `rectified`, with a
+    sparsity that starts high (`sparsity_start=10`), so that atoms are single features before they share samples.
 
     Source: Hoyer 2002, "Non-negative sparse coding"; Lee & Seung 1999; Ding, Li & Jordan 2010 (semi-NMF).
 

@@ -59,8 +59,8 @@ def check_k(k, n_latents):
 
 
 def warm_k(sae, step):
-    """The k of a step: while sparsity is switched on it falls from 4 k."""
+    """The k of a step."""
     if isinstance(sae.sparsity_warmup, int) and sae.sparsity_warmup == 0:
         return sae.k
-    k = jnp.round(sae.k * (4 - 3 * sae._warm(step))).astype(int)
-    return jnp.minimum(k, sae.n_latents)
+    k = jnp.round(sae.k / jnp.maximum(sae._warm(step), 1e-6)).astype(int)
+    return jnp.clip(k, 1, sae.n_latents)
