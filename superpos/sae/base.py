@@ -15,7 +15,7 @@ _CHOICES = {
     "decoder_norm": ("unit", "ball", "free"),
     "normalize": ("none", "scale", "layer_norm"),
     "bias": ("zero", "median"),
-    "dead": ("auxiliary", "signed", "resample", "reanimate", "none"),
+    "dead": ("reanimate", "auxiliary", "signed", "resample", "none"),
 }
 
 
@@ -84,9 +84,9 @@ class SparseAutoencoder:
     decoder_norm: str = dataclasses.field(default="unit", metadata=STATIC)
     normalize: str = dataclasses.field(default="scale", metadata=STATIC)
     bias: str = dataclasses.field(default="median", metadata=STATIC)
-    dead: str = dataclasses.field(default="auxiliary", metadata=STATIC)
-    dead_after: ArrayLike = 100
-    dead_weight: ArrayLike = 1 / 32
+    dead: str = dataclasses.field(default="reanimate", metadata=STATIC)
+    dead_after: ArrayLike = 10
+    dead_weight: ArrayLike = 0.1
     dead_k: int | None = dataclasses.field(default=None, metadata=STATIC)
     resample_every: int = dataclasses.field(default=1000, metadata=STATIC)
     rectified: bool = dataclasses.field(default=False, metadata=STATIC)

@@ -37,6 +37,11 @@ class BatchTopK(SparseAutoencoder):
         super().__post_init__()
         check_k(self.k, self.n_latents)
 
+    def calibrate(self, params, x):
+        """The start with what it takes from data: the scale of the inputs, b_dec, and the threshold."""
+        params = super().calibrate(params, x)
+        return {**params, "threshold": self._code(params, self._inputs(params, x)[0], 0).buffers["threshold"]}
+
     def _buffers(self):
         return {**super()._buffers(), "threshold": jnp.zeros(())}
 

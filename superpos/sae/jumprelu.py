@@ -30,8 +30,8 @@ class JumpReLU(SparseAutoencoder):
 
     l0: ArrayLike
     _: dataclasses.KW_ONLY
-    bandwidth: ArrayLike = 0.1
-    start: ArrayLike = 0.1
+    bandwidth: ArrayLike = 0.5
+    start: ArrayLike = 0.5
 
     def init(self, key):
         """As all start, with equal thresholds."""
