@@ -1,8 +1,8 @@
 """How alike are two representations, before and after each is disentangled with a sparse autoencoder?
 
-Takes two files of activations to the same samples, trains TopK SAEs on each side, and scores neurons, latents and the latents
-of untrained SAEs on samples that no SAE saw. Look at sae->sae against neuron->neuron, and at what the random_sae controls
-leave of the difference: an untrained SAE has as many latents and is as sparse, but has learned nothing.
+Takes two files of activations to the same samples, trains TopK SAEs on each side (or takes one that somebody has trained), and
+scores neurons, latents and the latents of untrained SAEs on samples that no SAE saw. Look at sae->sae against neuron->neuron,
+and at what the random_sae controls leave of the difference: an untrained SAE has as many latents, but has learned nothing.
 """
 
 import time
@@ -22,6 +22,7 @@ from superpos import plotting
 from superpos.results import Run
 
 SIDES = ("source", "target")
+FILES = ("source", "target", "source_train", "target_train", "source_sae", "target_sae")
 SAES = ("sae", "random_sae")
 
 
@@ -34,6 +35,8 @@ def get_config() -> ConfigDict:
     config.target_axes = ""
     config.source_train = ""  # activations to train the SAEs of a side on, with axes as above, instead of a part of its samples
     config.target_train = ""
+    config.source_sae = ""  # folder of a trained SAE, as SAELens or `sp.sae.save` write it, instead of training one
+    config.target_sae = ""
     config.train_fraction = 0.5  # of the groups, whose samples train the SAEs and are not scored
     config.seed = 0  # of all keys
     config.n_seeds = 3  # SAEs of each side
@@ -45,8 +48,7 @@ def get_config() -> ConfigDict:
             "k": 16,
             "steps": 4_000,
             "batch_size": 1024,
-            "learning_rate": 1e-3,
-            "weight_decay": 0.01,
+            "learning_rate": 3e-3,  # cosine decay
         }
     )
     return config
@@ -84,7 +86,7 @@ def read(config: ConfigDict) -> dict[str, Any]:
 
     train_files = {side: config[f"{side}_train"] for side in sides}
     scored = np.ones(len(source), bool)
-    if not all(train_files.values()):
+    if not all(train_files[side] or config[f"{side}_sae"] for side in SIDES):
         if not 0 < config.train_fraction < 1:
             raise ValueError(f"config.train_fraction must be between 0 and 1, got {config.train_fraction}.")
         n_groups = groups.max() + 1
@@ -94,7 +96,9 @@ def read(config: ConfigDict) -> dict[str, Any]:
             raise ValueError(f"config.train_fraction={config.train_fraction} of {n_groups} groups leaves nothing on one side.")
     training = {}
     for side, array in sides.items():
-        training[side] = _read_one(config, side, train_files[side])[0] if train_files[side] else array[~scored]
+        # With SAEs for both sides all samples are scored; untrained ones take no more than scale and median from them.
+        others = array if scored.all() else array[~scored]
+        training[side] = _read_one(config, side, train_files[side])[0] if train_files[side] else others
         if training[side].shape[1] != array.shape[1]:
             raise ValueError(f"config.{side}_train must have {array.shape[1]} units, got {training[side].shape[1]}.")
     return {"scored": {side: array[scored] for side, array in sides.items()}, "training": training, "groups": groups[scored]}
@@ -118,24 +122,40 @@ class Study:
     def __init__(self, config: ConfigDict, n_units: dict[str, int]):
         self.config = config
         self.metrics = sp.metrics.resolve(config.metrics)
-        settings = config.sae
-        self.saes = {side: sp.sae.TopK(units, settings.expansion * units, settings.k) for side, units in n_units.items()}
+        self.saes: dict[str, sp.sae.SparseAutoencoder] = {}
+        self.loaded: dict[str, dict[str, jax.Array]] = {}
+        for side, units in n_units.items():
+            path, settings = config[f"{side}_sae"], config.sae
+            if not path:
+                self.saes[side] = sp.sae.TopK(units, settings.expansion * units, settings.k)
+                continue
+            try:
+                self.saes[side], self.loaded[side] = sp.sae.load(path)
+            except (ValueError, OSError) as error:
+                raise ValueError(f"config.{side}_sae: {error}") from error
+            if self.saes[side].n_inputs != units:
+                raise ValueError(f"config.{side}_sae must read {units} units, got {self.saes[side].n_inputs} in {path}.")
 
     def train(self, key, data, side):
-        """One SAE before (`random_sae`) and after (`sae`) training, and the `explained` variance of the scored samples."""
+        """One SAE before (`random_sae`) and after (`sae`) training, and the `explained` variance of the scored samples.
+
+        One that was loaded is trained already.
+        """
         sae, settings = self.saes[side], self.config.sae
         samples, held_out = (jnp.asarray(data[part][side]) for part in ("training", "scored"))
         init_key, key = jax.random.split(jax.random.fold_in(key, side == "target"))
         start = sp.training.start(sae, init_key, lambda: samples)
-        params, _ = sp.fit(
-            sae,
-            key,
-            lambda key, n: samples[jax.random.randint(key, (n,), 0, samples.shape[0])],
-            params=start,
-            steps=settings.steps,
-            batch_size=settings.batch_size,
-            optimizer=optax.adamw(settings.learning_rate, weight_decay=settings.weight_decay),
-        )
+        params = self.loaded.get(side)
+        if params is None:
+            params, _ = sp.fit(
+                sae,
+                key,
+                lambda key, n: samples[jax.random.randint(key, (n,), 0, samples.shape[0])],
+                params=start,
+                steps=settings.steps,
+                batch_size=settings.batch_size,
+                optimizer=optax.adam(optax.cosine_decay_schedule(settings.learning_rate, settings.steps)),
+            )
         error = held_out - sae.reconstruct(params, held_out)
         unexplained = jnp.mean(error**2) / jnp.mean((held_out - held_out.mean(axis=0)) ** 2)
         return {"sae": params, "random_sae": start, "explained": 1 - unexplained}
@@ -151,6 +171,12 @@ class Study:
             sides.append(units)
         scores = sp.align(*sides, metrics=self.metrics, folds=data["fold_ids"], n_folds=self.config.n_folds)
         return {name: score.mean for name, score in scores.items()}
+
+    def n_seeds(self, comparison):
+        """How many seeds there are to tell apart: one of neurons, and of SAEs that were loaded."""
+        ends = zip(SIDES, comparison.split("->"), strict=True)
+        random = [what == "random_sae" or (what == "sae" and side not in self.loaded) for side, what in ends]
+        return self.config.n_seeds if any(random) else 1
 
 
 def compute(config: ConfigDict, run: Run) -> dict[str, Any]:
@@ -173,7 +199,9 @@ def compute(config: ConfigDict, run: Run) -> dict[str, Any]:
     trained = sp.sweep(study.train, {"side": SIDES}, keys, data_key=data, workdir=run.path / "saes")
     trained_at = time.perf_counter()
     saes = {side: trained.load(side=side) for side in SIDES}
-    explained = [{"side": side, **sp.stats.over_seeds(saes[side]["explained"])} for side in SIDES]
+    explained = [
+        {"side": side, **sp.stats.over_seeds(saes[side]["explained"][: 1 if side in study.loaded else None])} for side in SIDES
+    ]
     data = {
         "scored": scored,
         "fold_ids": fold_ids,
@@ -183,11 +211,11 @@ def compute(config: ConfigDict, run: Run) -> dict[str, Any]:
     # Trained and untrained SAEs are alike to the compiler: one program a kind. Two comparisons at once, to spare memory.
     for kind in ("neuron->neuron", "latent->neuron", "latent->latent"):
         comparisons = [name for name in COMPARISONS if _kind(name) == kind]
-        seeds = range(config.n_seeds if "latent" in kind else 1)
-        which = np.array([[*(_index(end) for end in name.split("->")), seed] for name in comparisons for seed in seeds])
+        listed = [(name, seed) for name in comparisons for seed in range(study.n_seeds(name))]
+        which = np.array([[*(_index(end) for end in name.split("->")), seed] for name, seed in listed])
         workdir = run.path / "scores" / kind.replace("->", "_")
         found = sp.sweep(study.compare, {"kind": [kind]}, which, data_key=data, chunk=1, workdir=workdir)
-        rows += _rows(found.load(), comparisons, len(seeds))
+        rows += _rows(found.load(), [name for name, _ in listed])
     names = [metric.name for metric in study.metrics]
     rows.sort(key=lambda row: (names.index(row["metric"]), COMPARISONS.index(row["comparison"])))
     seconds = {"training": trained_at - started, "scoring": time.perf_counter() - trained_at}
@@ -202,13 +230,15 @@ def _index(units):
     return SAES.index(units) if units in SAES else 0
 
 
-def _rows(scores, comparisons, n_seeds):
+def _rows(scores, listed):
+    """A row for each metric and comparison; `listed` names the comparison of each value."""
     rows = []
     for metric, values in scores.items():
-        for comparison, of_seeds in zip(comparisons, values.reshape(len(comparisons), n_seeds), strict=True):
+        for comparison in dict.fromkeys(listed):
+            of_seeds = values[np.array(listed) == comparison]
             if not np.isfinite(of_seeds).all():
                 raise ValueError(f"{comparison} has no live unit on one side: every unit is constant in some fold.")
-            rows.append({"metric": metric, "comparison": comparison, **sp.stats.over_seeds(of_seeds), "n_pairs": n_seeds})
+            rows.append({"metric": metric, "comparison": comparison, **sp.stats.over_seeds(of_seeds), "n_pairs": len(of_seeds)})
     return rows
 
 
@@ -220,4 +250,4 @@ def draw(results: dict[str, Any], run: Run) -> None:
 
 
 if __name__ == "__main__":
-    command.main("align", get_config(), compute, draw, files=("source", "target", "source_train", "target_train"))
+    command.main("align", get_config(), compute, draw, files=FILES)

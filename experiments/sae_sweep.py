@@ -81,6 +81,9 @@ class Study:
                 "config.sparsity needs a ladder of the same length for each of config.architectures, at least one."
             )
         self._known(config.options)
+        for name, n_latents in itertools.product(config.architectures, config.n_latents):
+            for sparsity in config.sparsity[name]:  # as plain numbers, which are checked
+                sp.sae.ARCHITECTURES[name](1, n_latents, sparsity)
 
     @staticmethod
     def _known(names):

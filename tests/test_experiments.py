@@ -134,6 +134,29 @@ def test_align_scores_every_comparison(activations, conduct):
     assert Run(run.path, "align", config.to_dict()).finished()["rows"] == json.loads(json.dumps(results["rows"]))
 
 
+def test_align_takes_trained_saes(activations, conduct, tmp_path):
+    config = small_align(activations)
+    mixing = np.asarray(jax.random.normal(jax.random.key(3), (6, 12)))
+    sae = sp.sae.Vanilla(6, 12, 0.1, normalize="none", centered=False)
+    params = sae.init(jax.random.key(1)) | {"W_enc": jnp.asarray(mixing)}
+    sp.sae.save(tmp_path / "it", sae, params, format="saelens")
+    config.source_sae = str(tmp_path / "it")
+    config.target, config.target_axes = config.source, ""
+    # The other side is what these latents are: each is matched with itself.
+    np.save(tmp_path / "latents.npy", np.maximum(np.load(config.source) @ mixing, 0))
+    config.target, config.target_train = f"{tmp_path}/latents.npy", f"{tmp_path}/latents.npy"
+    _, results = conduct(align, config)
+    rows = {row["comparison"]: row for row in results["rows"]}
+    np.testing.assert_allclose(rows["sae->neuron"]["mean"], 1, atol=1e-4)
+    assert rows["neuron->neuron"]["mean"] < 0.95
+    assert [row["n_seeds"] for row in results["rows"]] == [1, 1, 3, 3, 3, 3]
+    assert results["n_scored"] == 360  # no SAE of the study's own needs a part of the samples
+
+    config.target_sae = str(tmp_path / "it")
+    with pytest.raises(ValueError, match=r"config.target_sae must read 12 units, got 6 in"):
+        conduct(align, config)
+
+
 def test_groups_straddle_neither_the_split_nor_folds(activations):
     loaded = align.read(small_align(activations))
     assert len(loaded["groups"]) == 180
