@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import warnings
 from types import SimpleNamespace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -451,11 +451,11 @@ def trained(name):
     members = np.arange(MEMBERS)
     sparsity = 1 + members % 4 if SPARSITY[name] == "k" else np.linspace(0.02, 0.2, MEMBERS)
     weight = np.linspace(0, 1, MEMBERS)
-    if name == "topk":  # all that `fit` does, from the start; the same for others would take half of the time to compile
-        starts, options = None, {}
-        optimizer = optax.adam(1e-2)
-    else:
-        starts, options = jax.tree.map(lambda *leaves: np.stack(leaves), *(drawn(name, seed)[0] for seed in members)), {}
+    starts: Any = None
+    options: dict[str, Any] = {}
+    optimizer = optax.adam(1e-2)
+    if name != "topk":  # that one does all that `fit` does, from the start, which would take half of the time to compile
+        starts = jax.tree.map(lambda *leaves: np.stack(leaves), *(drawn(name, seed)[0] for seed in members))
         options["dead"] = "reanimate"
         optimizer = optax.sgd(0.1)
     if name == "nonnegative":
