@@ -360,14 +360,12 @@ def _resample(params, opt_state, aux, dead_after, key):
     chosen = jax.random.categorical(key, 2 * jnp.log(aux["error"] + 1e-30), shape=dead.shape)
     directions = aux["x"][chosen] - params["b_dec"]
     directions = directions / jnp.maximum(jnp.linalg.norm(directions, axis=1, keepdims=True), 1e-12)
-    norms = jnp.linalg.norm(params["W_enc"], axis=0)
-    alive = jnp.sum(jnp.where(dead, 0, norms)) / jnp.maximum(jnp.sum(~dead), 1)
-    new = {
-        "W_dec": directions,
-        "W_enc": 0.2 * jnp.where(jnp.any(~dead), alive, 1.0) * directions.T,
-        "b_enc": jnp.zeros_like(params["b_enc"]),
-        "silent_for": jnp.zeros_like(params["silent_for"]),
-    }
+    new = {name: jnp.zeros(dead.shape) for name in ("b_enc", "b_gate", "r_mag", "b_mag", "silent_for") if name in params}
+    new["W_dec"] = directions
+    if "W_enc" in params:
+        norms = jnp.linalg.norm(params["W_enc"], axis=0)
+        alive = jnp.sum(jnp.where(dead, 0, norms)) / jnp.maximum(jnp.sum(~dead), 1)
+        new["W_enc"] = 0.2 * jnp.where(jnp.any(~dead), alive, 1.0) * directions.T
 
     def reset(old, values):
         """The values, where a latent is dead; a matrix has latents along the axis that W_enc or W_dec has."""

@@ -71,11 +71,11 @@ def largest_mask(x: Float[Array, "n units"], count: ArrayLike) -> Bool[Array, "n
     bits = lax.bitcast_convert_type(jnp.maximum(x, 0), jnp.int64 if x.dtype.itemsize == 8 else jnp.int32)
     zero = jnp.zeros((), bits.dtype)
 
-    def halve(_, ends):  # more than `count` entries lie above low, not above high
+    def halve(_, ends):  # more than `count` entries lie above low, not above high; if too few are positive, both end at zero
         low, high = ends
         middle = low + (high - low) // 2
         many = jnp.sum(jnp.sum((bits > middle).T, axis=1)) > count
         return jnp.where(many, middle, low), jnp.where(many, high, middle)
 
-    _, high = lax.fori_loop(0, 8 * x.dtype.itemsize, halve, (zero - 1, jnp.max(bits)))
+    _, high = lax.fori_loop(0, 8 * x.dtype.itemsize, halve, (zero, jnp.max(bits)))
     return bits > high

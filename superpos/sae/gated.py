@@ -40,6 +40,6 @@ class Gated(SparseAutoencoder):
         h = jnp.where(gate > 0, jax.nn.relu(magnitude), 0)
         open_gates = jax.nn.relu(gate)
         fixed = lax.stop_gradient((self.dictionary(params), params["b_dec"]))
-        taught = mean_square(x - linear(open_gates, *fixed))
+        taught = mean_square(self._residual(x, linear(open_gates, *fixed)))
         cost = jnp.sum(jnp.mean(open_gates, axis=0) * lax.stop_gradient(jnp.linalg.norm(params["W_dec"], axis=1)))
         return Code(gate, h, self._warm(step) * self.l1 * cost / self.n_inputs + taught)

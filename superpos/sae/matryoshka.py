@@ -42,8 +42,9 @@ class Matryoshka(BatchTopK):
         return tuple(sorted(halved)) if self.prefixes is None else tuple(self.prefixes)
 
     def _errors(self, params, x, code, dead):
-        decoder, residual, errors = params["W_dec"], x - params["b_dec"], []
+        decoder, y, errors = params["W_dec"], params["b_dec"], []
         for start, stop in itertools.pairwise((0, *self.sizes)):
-            residual = residual - linear(code.h[:, start:stop], decoder[start:stop], 0.0)
+            y = y + linear(code.h[:, start:stop], decoder[start:stop], 0.0)
+            residual = self._residual(x, y)
             errors.append(mean_square(residual))
         return jnp.mean(jnp.stack(errors)), residual, self._revive(params, residual, code, dead)

@@ -40,6 +40,11 @@ class NonNegative(SparseAutoencoder):
     bias: str = dataclasses.field(default="zero", metadata=STATIC)
     centered: bool = dataclasses.field(default=False, metadata=STATIC)
 
+    def __post_init__(self):
+        super().__post_init__()
+        if self.bias != "zero":
+            raise ValueError(f"bias must be 'zero' for a non-negative code, got {self.bias!r}.")
+
     def init(self, key):
         """Random directions."""
         params = super().init(key)
