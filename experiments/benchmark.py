@@ -53,6 +53,9 @@ def get_config() -> ConfigDict:
         {
             "n_hidden": (8, 16, 32),  # of the toy models; the first is the one of the figure
             "sae_inputs": 16,
+            "large_sae": (512, 4096, 32),  # inputs, latents and k of a large one, trained alone
+            "large_batch": 4096,
+            "large_steps": 5,
             "n_seeds": 32,  # models trained beside PyTorch
             "most_seeds": 256,  # of ours, for the figure
             "steps": 100,

@@ -22,11 +22,16 @@ from tqdm import tqdm
 import superpos as sp
 from superpos.results import Run, read_json
 
-N_BATCHES = 16  # that the models see in turn
+N_BATCHES = 16  # that the models see in turn; the large one a quarter of them
 RATE, DECAY = 1e-3, 0.01
 LOOP, VMAP, MATMUL = "PyTorch, one by one", "torch.func.vmap", "large matmul"
 # Times faster than each alternative; than a large matmul's rate: the share of it.
-TARGETS = {LOOP: {8: 10, 16: 10, 32: 10}, VMAP: {8: 3, 16: 3, 32: 3}, MATMUL: {8: 0.35, 32: 0.6}}
+# Of toys by their hidden units, of SAEs by "sae", of the large one by "large".
+TARGETS: dict[str, dict[int | str, float]] = {
+    LOOP: {8: 10, 16: 10, 32: 10, "sae": 10, "large": 1.5},
+    VMAP: {8: 3, 16: 3, 32: 3},
+    MATMUL: {8: 0.35, 32: 0.6},
+}
 
 COMPILE_TARGET = 30  # seconds, at most
 
@@ -36,9 +41,12 @@ Timed = tuple[np.ndarray | None, float]  # losses (models, steps), and seconds f
 def compute(config: ConfigDict, run: Run, threads: int) -> dict[str, Any]:
     """Times the steps of each model, and of 1, 2, 4, ... models at once."""
     settings = config.training
-    for name in ("n_seeds", "most_seeds", "steps", "batch_size", "matmul", "sae_inputs"):
+    for name in ("n_seeds", "most_seeds", "steps", "batch_size", "matmul", "sae_inputs", "large_steps", "large_batch"):
         if settings[name] < 1:
             raise ValueError(f"config.training.{name} must be at least 1, got {settings[name]}.")
+    large = ConfigDict(
+        {**settings, "n_seeds": 1, "chunk": 1, "steps": settings.large_steps, "batch_size": settings.large_batch}
+    )
     run.claim()
     started = time.perf_counter()
     features = sp.features.SparseFeatures(64)
@@ -46,33 +54,42 @@ def compute(config: ConfigDict, run: Run, threads: int) -> dict[str, Any]:
     z = jax.jit(jax.vmap(lambda key: features.sample(key, settings.batch_size)))(keys)
     hidden = sp.toy.ToyModel(64, settings.sae_inputs)
     x = hidden.encode(hidden.init(keys[0]), z)
+    inputs, latents, k = settings.large_sae
+    many = _mixed(keys[: N_BATCHES // 4], large.batch_size, inputs)
     made = time.perf_counter()
     with jax.default_matmul_precision("highest"):
         toys = {n: Race(settings, sp.toy.ToyModel(64, n, sp.features.power_law(64)), Toy, z) for n in settings.n_hidden}
-        sae = Race(settings, sp.sae.TopK(settings.sae_inputs, 64, 7, **sp.sae.PUBLISHED), TopK, x)
-        names = {f"toy, {n} hidden": (race, n) for n, race in toys.items()} | {"TopK SAE": (sae, None)}
+        width = settings.sae_inputs
+        names: dict[str, tuple[Race, int | str]] = {f"toy, {n} hidden": (race, n) for n, race in toys.items()}
+        # Some latents are dead after 10 steps, and the auxiliary loss has something to do.
+        names |= {
+            "TopK SAE": (Race(settings, sp.sae.TopK(width, 64, 7, **sp.sae.PUBLISHED), Published, x), "sae"),
+            "TopK SAE, default": (Race(settings, sp.sae.TopK(width, 64, 4, dead_after=10), TopK, x), "sae"),
+            "Vanilla SAE, default": (Race(settings, sp.sae.Vanilla(width, 64, 0.1, dead_after=10), Vanilla, x), "sae"),
+            f"TopK SAE, {inputs} -> {latents}": (Race(large, sp.sae.TopK(inputs, latents, k), TopK, many), "large"),
+        }
         timed: dict[str, dict[str, list[Timed]]] = {}
         rates, limits = [], {}
         bar = tqdm(total=len(names), desc="benchmark", disable=None)
         for name, (race, _) in names.items():
-            sides = {"ours": race.ours, LOOP: race.loop, VMAP: race.vmapped}
+            sides = {"ours": race.ours, LOOP: race.loop} | ({VMAP: race.vmapped} if race.module.maps else {})
             timed[name] = {side: [] for side in sides}
             for _ in range(config.repeats):  # in turns, so that what else the machine does meets all alike
                 rates.append((_matmul(_jax_square(settings.matmul)), _matmul(_torch_square(settings.matmul))))
                 for side, function in sides.items():
                     if side != "ours":
                         limits[name, side] = race.set_threads(function, threads)
-                    timed[name][side].append(function(settings.n_seeds))
+                    timed[name][side].append(function(race.settings.n_seeds))
             bar.update()
         bar.close()
         seeds = _curve(settings, toys[settings.n_hidden[0]], config.repeats)
     best = [max(rate) for rate in zip(*rates, strict=True)]
     rows = []
-    for name, (race, n_hidden) in names.items():
-        if n_hidden is not None:
+    for name, (race, kind) in names.items():
+        if isinstance(kind, int):
             timed[name][MATMUL] = [(None, race.flops * settings.n_seeds * settings.steps / best[0])]
         rows += [
-            {**_row(name, n_hidden, side, timed[name], settings), "theirs_threads": limits.get((name, side), threads)}
+            {**_row(name, kind, side, timed[name], race.settings), "theirs_threads": limits.get((name, side), threads)}
             for side in timed[name]
             if side != "ours"
         ]
@@ -83,13 +100,13 @@ def compute(config: ConfigDict, run: Run, threads: int) -> dict[str, Any]:
     return run.finish(rows, seconds, seeds=seeds, matmul=matmul, compilation=compilation, threads=threads, n_hidden=n_hidden)
 
 
-def _row(name, n_hidden, side, timed, settings):
+def _row(name, kind, side, timed, settings):
     """One alternative beside ours, in microseconds a step of one model."""
     models = settings.n_seeds * settings.steps
     ours, theirs = ([1e6 * seconds / models for _, seconds in timed[which]] for which in ("ours", side))
     losses, found = timed["ours"][-1][0], timed[side][-1][0]
     ratio = statistics.median(theirs) / statistics.median(ours)
-    target = TARGETS[side].get(n_hidden) if n_hidden is not None else 10 if side == LOOP else None
+    target = TARGETS[side].get(kind)
     return {
         "work": name,
         "against": side,
@@ -139,10 +156,10 @@ class Race:
         settings: `config.training`.
         model: ours.
         module: theirs: `module(model, params)`, whose `forward` is the loss.
-        batches: `(N_BATCHES, batch_size, inputs)`.
+        batches: `(n_batches, batch_size, inputs)`.
     """
 
-    def __init__(self, settings: ConfigDict, model: Any, module: Callable[..., torch.nn.Module], batches: jax.Array):
+    def __init__(self, settings: ConfigDict, model: Any, module: type["_Module"], batches: jax.Array):
         self.settings, self.model, self.module = settings, model, module
         inputs = batches.shape[-1]
         self.flops = 5 * 2 * settings.batch_size * inputs * getattr(model, "n_hidden", 0)
@@ -151,7 +168,7 @@ class Race:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.tensors = torch.tensor(np.asarray(batches), device=self.device)
         self.key = jax.random.key(0)
-        order = jax.vmap(lambda i: _batch(jax.random.fold_in(self.key, i)))(jnp.arange(settings.steps))
+        order = jax.vmap(lambda i: self._batch(jax.random.fold_in(self.key, i)))(jnp.arange(settings.steps))
         self.order = order.tolist()
 
     def ours(self, n_seeds: int) -> Timed:
@@ -161,12 +178,12 @@ class Race:
             return sp.fit(
                 self.model,
                 key,
-                lambda key, n: data["batches"][_batch(key)].T,
+                lambda key, n: data["batches"][self._batch(key)].T,
                 data_key=data["key"],
                 params=self.model.init(key),
                 steps=self.settings.steps,
                 batch_size=self.settings.batch_size,
-                optimizer=optax.adamw(RATE, weight_decay=DECAY),
+                optimizer=optax.adamw(RATE, weight_decay=self.module.decay),
             )[1]["loss"]
 
         data = {"key": self.key, "batches": self.batches}
@@ -182,7 +199,7 @@ class Race:
             torch.set_num_threads(limit)
             return min(side(self.settings.n_seeds, 3)[1] for _ in range(3))
 
-        limit = min((threads, 1), key=spent)
+        limit = min((threads, 1), key=spent) if self.settings.n_seeds > 1 else threads  # one large model needs them all
         torch.set_num_threads(limit)
         return limit
 
@@ -192,12 +209,13 @@ class Race:
         modules = self._modules(n_seeds)
         started = time.perf_counter()
         for module in modules:
-            optimizer = torch.optim.AdamW(module.parameters(), lr=RATE, weight_decay=DECAY)
+            optimizer = torch.optim.AdamW(module.parameters(), lr=RATE, weight_decay=self.module.decay)
             for i in self.order[:steps]:
                 optimizer.zero_grad()
                 loss = module(self.tensors[i])
                 loss.backward()
                 optimizer.step()
+                module.after_step()
                 losses.append(loss.detach())
         found = torch.stack(losses).reshape(n_seeds, -1).cpu().numpy()  # waits for the device
         return found, time.perf_counter() - started
@@ -207,7 +225,7 @@ class Race:
         losses = []
         modules = self._modules(n_seeds)
         params, _ = stack_module_state(modules)
-        optimizer = torch.optim.AdamW(params.values(), lr=RATE, weight_decay=DECAY)
+        optimizer = torch.optim.AdamW(params.values(), lr=RATE, weight_decay=self.module.decay)
         step = vmap(grad_and_value(lambda params, x: functional_call(modules[0], params, (x,))), (0, None))
         started = time.perf_counter()
         for i in self.order[:steps]:
@@ -218,6 +236,10 @@ class Race:
             losses.append(loss)
         found = torch.stack(losses, 1).cpu().numpy()
         return found, time.perf_counter() - started
+
+    def _batch(self, key):
+        """Which batch a step reads: as random as its key."""
+        return jax.random.key_data(key)[-1] % len(self.batches)
 
     def _keys(self, n_seeds):
         return jax.random.split(jax.random.key(1), n_seeds)
@@ -230,11 +252,21 @@ class Race:
 
 
 class _Module(torch.nn.Module):
+    decay = DECAY  # of the weights
+    maps = True  # under torch.func.vmap: no state, no branches
+
     def __init__(self, model, params):
         super().__init__()
         self.model = model
         for name, value in params.items():
-            setattr(self, name, torch.nn.Parameter(torch.tensor(value)))
+            tensor = torch.tensor(value)
+            if name in ("silent_for", "scale"):
+                self.register_buffer(name, tensor)
+            else:
+                setattr(self, name, torch.nn.Parameter(tensor))
+
+    def after_step(self):
+        """What gradients do not do."""
 
 
 class Toy(_Module):
@@ -254,8 +286,8 @@ class Toy(_Module):
         return (self.importance * (z - reconstructed) ** 2).mean()
 
 
-class TopK(_Module):
-    """The loss of `sp.sae.TopK`."""
+class Published(_Module):
+    """The loss of `sp.sae.TopK` with the options `PUBLISHED`."""
 
     W_enc: torch.Tensor
     b_enc: torch.Tensor
@@ -273,9 +305,71 @@ class TopK(_Module):
         return (residual**2).mean() + self.model.dead_weight * ((residual - predicted) ** 2).mean()
 
 
-def _batch(key):
-    """Which batch a step reads: as random as its key."""
-    return jax.random.key_data(key)[-1] % N_BATCHES
+class _SAE(_Module):
+    """The loss of SAEs with the options that they have by default, an auxiliary one for dead latents among them."""
+
+    decay = 0.0
+    maps = False
+    W_enc: torch.Tensor
+    b_enc: torch.Tensor
+    W_dec: torch.Tensor
+    b_dec: torch.Tensor
+    scale: torch.Tensor
+    silent_for: torch.Tensor
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """The loss of one batch."""
+        x = x / self.scale
+        pre = (x - self.b_dec) @ self.W_enc + self.b_enc
+        h, penalty = self.code(pre)
+        residual = x - (h @ self.W_dec + self.b_dec)
+        loss = (residual**2).mean() + penalty
+        with torch.no_grad():
+            self.silent_for += 1
+            self.silent_for[(h > 0).any(dim=0)] = 0
+            dead = self.silent_for >= self.model.dead_after
+        if dead.any():
+            predicted = _largest(torch.relu(pre) * dead, self.model.n_inputs // 2) @ self.W_dec
+            loss = loss + self.model.dead_weight * ((residual.detach() - predicted) ** 2).mean()
+        return loss
+
+    def code(self, pre: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | float]:
+        """Latents, and what they cost."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def after_step(self):
+        """Decoder rows of norm 1."""
+        self.W_dec /= self.W_dec.norm(dim=1, keepdim=True)
+
+
+class TopK(_SAE):
+    """The loss of `sp.sae.TopK`."""
+
+    def code(self, pre):
+        """The k largest."""
+        return _largest(torch.relu(pre), self.model.k), 0.0
+
+
+class Vanilla(_SAE):
+    """The loss of `sp.sae.Vanilla`."""
+
+    def code(self, pre):
+        """All, with an L1 penalty."""
+        h = torch.relu(pre)
+        return h, self.model.l1 * (h.mean(dim=0) * self.W_dec.norm(dim=1)).sum() / self.model.n_inputs
+
+
+def _largest(latents, k):
+    values, positions = torch.topk(latents, k, dim=-1)
+    return torch.zeros_like(latents).scatter(-1, positions, values)
+
+
+def _mixed(keys, batch_size, inputs):
+    """Batches of sparse features in random directions, twice as many as inputs; ten active a sample."""
+    features = sp.features.SparseFeatures(2 * inputs, min(5 / inputs, 1.0))
+    directions = jax.random.normal(keys[0], (2 * inputs, inputs)) / inputs**0.5
+    return jax.jit(lambda keys: jax.lax.map(lambda key: features.sample(key, batch_size) @ directions, keys))(keys)
 
 
 def _matmul(multiply):

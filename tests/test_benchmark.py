@@ -38,21 +38,23 @@ def test_models_are_trained_alike_by_all_sides(tmp_path, monkeypatch):
     config = small()
     config.suite = "training"
     monkeypatch.setattr("experiments.benchmark_training._compilation", list)  # half a minute
-    config.training.update({"n_hidden": (8,), "n_seeds": 3, "most_seeds": 2, "steps": 10, "batch_size": 128, "matmul": 64})
+    config.training.update({"n_hidden": (8,), "n_seeds": 3, "most_seeds": 2, "steps": 14, "batch_size": 128, "matmul": 64})
+    config.training.update({"large_sae": (12, 600, 4), "large_batch": 128, "large_steps": 8})
     run = Run(tmp_path / "run", "benchmark", config.to_dict())
     results = benchmark.compute(config, run)
     benchmark.draw(results, run)
     rows = {(row["work"], row["against"]): row for row in results["rows"]}
     torch_ways = ("PyTorch, one by one", "torch.func.vmap")
-    assert set(rows) == {("toy, 8 hidden", way) for way in (*torch_ways, "large matmul")} | {
-        ("TopK SAE", way) for way in torch_ways
-    }
+    others = {("toy, 8 hidden", way) for way in (*torch_ways, "large matmul")} | {("TopK SAE", way) for way in torch_ways}
+    loops = ("TopK SAE, default", "Vanilla SAE, default", "TopK SAE, 12 -> 600")
+    others |= {(name, torch_ways[0]) for name in loops}
+    assert set(rows) == others
     for (_, way), row in rows.items():
         assert row["ratio"] == pytest.approx(row["theirs_us"] / row["ours_us"])
         assert row["met"] == (None if row["target"] is None else row["ratio"] >= row["target"])
         assert row["difference"] is None if way == "large matmul" else row["difference"] < 1e-5
     assert [rows["toy, 8 hidden", way]["target"] for way in (*torch_ways, "large matmul")] == [10, 3, 0.35]
-    assert rows["TopK SAE", torch_ways[0]]["target"] == 10
+    assert [rows[name, torch_ways[0]]["target"] for name in ("TopK SAE", *loops)] == [10, 10, 10, 1.5]
     assert [row["n_seeds"] for row in results["seeds"]] == [1, 2]
     assert run.figure.stat().st_size > 10_000
 

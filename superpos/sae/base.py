@@ -1,13 +1,14 @@
 """What all sparse autoencoders share: normalised inputs, decoder norms, the start, and latents that have gone silent."""
 
 import dataclasses
+import math
 from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
-from jaxtyping import Array, Bool, Float, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
 Params = dict[str, Array]
 
@@ -30,12 +31,14 @@ class Code(NamedTuple):
         h: latents, `(n, latents)`.
         penalty: what is added to the mean squared error.
         buffers: new values of parameters that are not learned by gradients.
+        positions: of the latents that may be active, `(n, k)`, where k is far below their number: see `sparse_linear`.
     """
 
     pre: Float[Array, "n latents"]
     h: Float[Array, "n latents"]
     penalty: Any = 0.0
     buffers: dict[str, Array] = {}  # noqa: RUF012
+    positions: Int[Array, "n k"] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -241,7 +244,10 @@ class SparseAutoencoder:
 
     def _errors(self, params: Params, x: Array, code: Code, dead: Bool[Array, " latents"]) -> tuple[Array, Array, Array]:
         """Mean squared error, residuals `(n, inputs)`, and what dead latents add to the loss."""
-        residual = self._residual(x, linear(code.h, self.dictionary(params), params["b_dec"]))
+        decoder, bias = self.dictionary(params), params["b_dec"]
+        sparse = code.positions is not None
+        y = sparse_linear(code.h, code.positions, decoder) + bias if sparse else linear(code.h, decoder, bias)
+        residual = self._residual(x, y)
         return mean_square(residual), residual, self._revive(params, residual, code, dead)
 
     def _residual(self, x, y):
@@ -304,6 +310,66 @@ def linear(x: Float[Array, "n inputs"], weights: Float[Array, "inputs outputs"],
 
 
 _SMALL = 2**16  # weights, up to which samples run along the last axis: on CPU every pass and matmul is then fast
+
+
+@jax.custom_vjp
+def sparse_linear(
+    h: Float[Array, "n latents"], positions: Int[Array, "n k"], weights: Float[Array, "latents outputs"]
+) -> Float[Array, "n outputs"]:
+    """h W of an h that is zero but at `positions`, no two of a sample the same; to h there, and there alone, gradients flow.
+
+    On CPU it reads k rows of W a sample, which takes a tenth of the time of the product where k is a hundredth of the latents.
+    Accelerators multiply faster than they gather.
+    """
+    return lax.platform_dependent(h, positions, weights, cpu=_gathered, default=lambda h, _, weights: h @ weights)
+
+
+def is_sparse(k: ArrayLike, n_latents: int) -> bool:
+    """Whether k of so many latents are few enough for `sparse_linear` to be faster than the dense product."""
+    return isinstance(k, int) and n_latents > max(512, 32 * k)
+
+
+def _gathered(h, positions, weights):
+    def rows(block):
+        values, at = block
+        return jnp.einsum("nk,nko->no", values, weights[at])
+
+    values = jnp.take_along_axis(h, positions, axis=1)
+    return jnp.concatenate(lax.map(rows, _blocks(values, positions)))
+
+
+def _scattered(h, positions, weights, slope):
+    def rows(total, block):
+        values, at, slope = block
+        return total.at[at].add(values[:, :, None] * slope[:, None]), jnp.einsum("no,nko->nk", slope, weights[at])
+
+    values = jnp.take_along_axis(h, positions, axis=1)
+    by_weights, by_values = lax.scan(rows, jnp.zeros_like(weights), _blocks(values, positions, slope))
+    by_h = jnp.put_along_axis(jnp.zeros_like(h), positions, jnp.concatenate(by_values), axis=1, inplace=False)
+    return by_h, by_weights
+
+
+def _multiplied(h, positions, weights, slope):
+    del positions
+    return slope @ weights.T, h.T @ slope
+
+
+def _blocks(*arrays):
+    """Few samples at a time: what is gathered for them stays in the cache."""
+    size = math.gcd(len(arrays[0]), 16)
+    return tuple(a.reshape(-1, size, a.shape[1]) for a in arrays)
+
+
+def _forward(h, positions, weights):
+    return sparse_linear(h, positions, weights), (h, positions, weights)
+
+
+def _backward(saved, slope):
+    by_h, by_weights = lax.platform_dependent(*saved, slope, cpu=_scattered, default=_multiplied)
+    return by_h, None, by_weights
+
+
+sparse_linear.defvjp(_forward, _backward)
 
 
 def mean_square(error: Float[Array, "n units"]) -> Float[Array, ""]:

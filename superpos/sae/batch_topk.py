@@ -71,11 +71,12 @@ def largest_mask(x: Float[Array, "n units"], count: ArrayLike) -> Bool[Array, "n
     bits = lax.bitcast_convert_type(jnp.maximum(x, 0), jnp.int64 if x.dtype.itemsize == 8 else jnp.int32)
     zero = jnp.zeros((), bits.dtype)
 
-    def halve(_, ends):  # more than `count` entries lie above low, not above high; if too few are positive, both end at zero
+    def halve(ends):  # at least `count` entries lie above low, at most as many above high
         low, high = ends
         middle = low + (high - low) // 2
-        many = jnp.sum(jnp.sum((bits > middle).T, axis=1)) > count
-        return jnp.where(many, middle, low), jnp.where(many, high, middle)
+        found = jnp.sum(bits > middle)
+        return jnp.where(found >= count, middle, low), jnp.where(found <= count, middle, high)
 
-    _, high = lax.fori_loop(0, 8 * x.dtype.itemsize, halve, (zero, jnp.max(bits)))
-    return bits > high
+    # Ends meet as soon as exactly `count` entries lie above: about half of the passes that all bits would take.
+    _, high = lax.while_loop(lambda ends: ends[1] - ends[0] > 1, halve, (zero - 1, jnp.max(bits)))
+    return (bits > high) & (bits > 0)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
-from superpos.sae.base import Code, SparseAutoencoder, top_k_mask
+from superpos.sae.base import Code, SparseAutoencoder, is_sparse, top_k_mask
 
 # Options of the code published with Longon, Klindt & Khosla (arXiv 2510.03186).
 PUBLISHED: dict[str, Any] = {
@@ -48,8 +48,10 @@ class TopK(SparseAutoencoder):
 
     def _code(self, params, x, step):
         pre = self._pre(params, x)
-        mask = top_k_mask(lax.stop_gradient(pre), warm_k(self, step))
-        return Code(pre, jnp.where(mask, pre, 0))
+        fixed, k = lax.stop_gradient(pre), warm_k(self, step)
+        # The compiler merges this with the same in `top_k_mask`.
+        positions = lax.top_k(fixed, k)[1] if is_sparse(k, self.n_latents) else None
+        return Code(pre, jnp.where(top_k_mask(fixed, k), pre, 0), positions=positions)
 
 
 def check_k(k, n_latents):

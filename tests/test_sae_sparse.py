@@ -1,0 +1,51 @@
+"""Few of many latents are decoded from their rows: as the dense product does."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import superpos as sp
+from superpos.sae.base import sparse_linear
+
+SAE = sp.sae.TopK(12, 600, 4, dead_after=1)
+
+
+class Dense(sp.sae.TopK):
+    def _code(self, params, x, step):
+        return super()._code(params, x, step)._replace(positions=None)
+
+
+@pytest.mark.parametrize("n", [48, 17])
+def test_equals_the_dense_product_with_its_gradients(n):
+    keys = jax.random.split(jax.random.key(0), 3)
+    positions = jnp.argsort(jax.random.uniform(keys[0], (n, 600)), axis=1)[:, :4]
+    h = jnp.zeros((n, 600)).at[jnp.arange(n)[:, None], positions].set(jax.random.normal(keys[1], (n, 4)))
+    weights = jax.random.normal(keys[2], (600, 12))
+    y, backward = jax.vjp(lambda h, weights: sparse_linear(h, positions, weights), h, weights)
+    by_h, by_weights = backward(jnp.sin(y))
+    np.testing.assert_allclose(y, h @ weights, atol=1e-5)
+    np.testing.assert_allclose(by_weights, h.T @ jnp.sin(y), atol=1e-5)
+    np.testing.assert_allclose(by_h, jnp.where(h != 0, jnp.sin(y) @ weights.T, 0), atol=1e-5)
+
+
+def test_losses_and_gradients_are_those_of_the_dense_code(key):
+    x = jax.random.normal(jax.random.key(1), (3, 40, 12))
+    params = jax.vmap(SAE.init)(jax.random.split(key, 3))
+    dense = Dense(12, 600, 4, dead_after=1)
+    assert SAE._code(jax.tree.map(lambda leaf: leaf[0], params), x[0], 0).positions.shape == (40, 4)
+
+    def both(sae):
+        return jax.jit(jax.vmap(jax.value_and_grad(lambda p, x: sae.loss(p, x)[0])))(params, x)
+
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), both(SAE), both(dense))
+
+
+def test_accelerators_multiply():
+    def slope(h, positions, weights):
+        return jax.grad(lambda h, weights: jnp.sum(sparse_linear(h, positions, weights) ** 2), (0, 1))(h, weights)
+
+    shapes = [jax.ShapeDtypeStruct(*s) for s in (((32, 600), jnp.float32), ((32, 4), jnp.int32), ((600, 12), jnp.float32))]
+    traced = jax.jit(slope).trace(*shapes)
+    assert "gather" in traced.lower(lowering_platforms=("cpu",)).as_text()
+    assert "gather" not in traced.lower(lowering_platforms=("cuda",)).as_text()
