@@ -49,3 +49,9 @@ def test_accelerators_multiply():
     traced = jax.jit(slope).trace(*shapes)
     assert "gather" in traced.lower(lowering_platforms=("cpu",)).as_text()
     assert "gather" not in traced.lower(lowering_platforms=("cuda",)).as_text()
+
+
+def test_the_largest_of_a_batch_and_of_equal_ones_at_the_edge_none():
+    x = jnp.array([[3.0, -1.0, 2.0], [2.0, 5.0, 0.0]])
+    for count, smallest in ((1, 5.0), (2, 3.0), (3, 3.0), (4, 2.0), (6, 2.0)):
+        np.testing.assert_array_equal(sp.sae.batch_topk.largest_mask(x, count), x >= smallest)
