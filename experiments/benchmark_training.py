@@ -61,11 +61,10 @@ def compute(config: ConfigDict, run: Run, threads: int) -> dict[str, Any]:
         toys = {n: Race(settings, sp.toy.ToyModel(64, n, sp.features.power_law(64)), Toy, z) for n in settings.n_hidden}
         width = settings.sae_inputs
         names: dict[str, tuple[Race, int | str]] = {f"toy, {n} hidden": (race, n) for n, race in toys.items()}
-        # Some latents are dead after 10 steps, and the auxiliary loss has something to do.
         names |= {
             "TopK SAE": (Race(settings, sp.sae.TopK(width, 64, 7, **sp.sae.PUBLISHED), Published, x), "sae"),
-            "TopK SAE, default": (Race(settings, sp.sae.TopK(width, 64, 4, dead_after=10), TopK, x), "sae"),
-            "Vanilla SAE, default": (Race(settings, sp.sae.Vanilla(width, 64, 0.1, dead_after=10), Vanilla, x), "sae"),
+            "TopK SAE, default": (Race(settings, sp.sae.TopK(width, 64, 4), TopK, x), "sae"),
+            "Vanilla SAE, default": (Race(settings, sp.sae.Vanilla(width, 64, 0.1), Vanilla, x), "sae"),
             f"TopK SAE, {inputs} -> {latents}": (Race(large, sp.sae.TopK(inputs, latents, k), TopK, many), "large"),
         }
         timed: dict[str, dict[str, list[Timed]]] = {}
@@ -306,7 +305,7 @@ class Published(_Module):
 
 
 class _SAE(_Module):
-    """The loss of SAEs with the options that they have by default, an auxiliary one for dead latents among them."""
+    """The loss of SAEs with the options that they have by default; dead latents are reanimated."""
 
     decay = 0.0
     maps = False
@@ -328,10 +327,7 @@ class _SAE(_Module):
             self.silent_for += 1
             self.silent_for[(h > 0).any(dim=0)] = 0
             dead = self.silent_for >= self.model.dead_after
-        if dead.any():
-            predicted = _largest(torch.relu(pre) * dead, self.model.n_inputs // 2) @ self.W_dec
-            loss = loss + self.model.dead_weight * ((residual.detach() - predicted) ** 2).mean()
-        return loss
+        return loss - self.model.dead_weight * (pre * dead).mean()
 
     def code(self, pre: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | float]:
         """Latents, and what they cost."""

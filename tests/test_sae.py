@@ -28,7 +28,7 @@ from superpos.sae.jumprelu import jump, step
 N, LATENTS, BATCH, K = 6, 12, 32, 3
 PENALTY, WEIGHT, BANDWIDTH, DEAD_AFTER, DEAD_K = 0.3, 0.4, 0.3, 4, 2
 PREFIXES = (2, 5, 12)
-REVIVED = {"dead_weight": WEIGHT, "dead_after": DEAD_AFTER, "dead_k": DEAD_K}
+REVIVED = {"dead": "auxiliary", "dead_weight": WEIGHT, "dead_after": DEAD_AFTER, "dead_k": DEAD_K}
 SAES = {
     "vanilla": sp.sae.Vanilla(N, LATENTS, PENALTY, decoder_norm="ball", **REVIVED),
     "topk": sp.sae.TopK(N, LATENTS, K, **REVIVED),
@@ -731,7 +731,7 @@ def test_of_silent_units_a_rectified_loss_asks_only_that_they_stay_silent(name):
         ({"decoder_norm": "sphere"}, "decoder_norm takes unit, ball, free, got 'sphere'"),
         ({"normalize": "batch"}, "normalize takes none, scale, layer_norm, got 'batch'"),
         ({"bias": "mean"}, "bias takes zero, median, got 'mean'"),
-        ({"dead": "ignore"}, "dead takes auxiliary, signed, resample, reanimate, none, got 'ignore'"),
+        ({"dead": "ignore"}, "dead takes reanimate, auxiliary, signed, resample, none, got 'ignore'"),
         ({"dead_k": 13}, "dead_k must be between 1 and n_latents = 12, or None, got 13"),
     ],
 )

@@ -8,6 +8,7 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
+from superpos import linalg
 from superpos.sae.base import STATIC
 from superpos.sae.topk import TopK
 
@@ -55,11 +56,13 @@ class Archetypal(TopK):
         return 4 * self.n_latents if self.n_points is None else self.n_points
 
     def init(self, key):
-        """Latents start at points of their own; random ones, until `calibrate` is given data."""
+        """Latents start at points of their own, drawn; the points are random, until `calibrate` is given data."""
         params = super().init(key)
         del params["W_dec"]
-        points = jax.random.normal(jax.random.fold_in(key, 1), (self._points, self.n_inputs)) / self.n_inputs**0.5
-        return self._at(params, points)
+        points_key, choice_key = jax.random.split(jax.random.fold_in(key, 1))
+        points = jax.random.normal(points_key, (self._points, self.n_inputs)) / self.n_inputs**0.5
+        chosen = jax.random.permutation(choice_key, self._points)[: self.n_latents]
+        return self._at({**params, "A": jax.nn.one_hot(chosen, self._points)}, points)
 
     def calibrate(self, params, x):
         """The start with what it takes from data: the scale of the inputs, b_dec, and the points."""
@@ -68,14 +71,13 @@ class Archetypal(TopK):
 
     def _at(self, params, points):
         start = {
-            "A": jnp.eye(self.n_latents, self._points),
             "C": points,
             "relax": jnp.zeros((self.n_latents, self.n_inputs)),
             "log_multiplier": jnp.zeros(()),
         }
         if self.tied:
-            first = points[: self.n_latents].T
-            start["W_enc"] = first / jnp.maximum(jnp.linalg.norm(first, axis=0), 1e-12)
+            own = linalg.matmul(params["A"], points).T
+            start["W_enc"] = own / jnp.maximum(jnp.linalg.norm(own, axis=0), 1e-12)
         return {**params, **start}
 
     def dictionary(self, params):

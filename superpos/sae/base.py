@@ -185,11 +185,12 @@ class SparseAutoencoder:
         silent_for = jnp.where(jnp.any(active, axis=0), 0.0, lax.stop_gradient(params["silent_for"]) + 1)
         dead = silent_for >= self.dead_after
         mse, residual, revive = self._errors(params, x, code, dead)
+        scale = {"scale": params["scale"]} if self.normalize == "scale" else {}
         aux: dict[str, Any] = {
             "mse": mse,
             "l0": jnp.mean(jnp.sum(active, axis=1, dtype=x.dtype)),
             "dead": jnp.mean(dead, dtype=x.dtype),
-            "buffers": {"silent_for": silent_for, **code.buffers},
+            "buffers": {"silent_for": silent_for, **scale, **code.buffers},
         }
         if self.dead == "resample":
             aux |= {"x": x, "error": lax.stop_gradient(jnp.sum(residual**2, axis=1))}

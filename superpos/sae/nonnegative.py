@@ -25,7 +25,7 @@ class NonNegative(SparseAutoencoder):
     Attributes:
         l1: coefficient of the penalty, in units of the normalised inputs.
         signed: whether the dictionary may have negative entries; static.
-        steps: of inference; static.
+        steps: of inference; static. So few stop short of the minimum where atoms are alike.
 
     Params: those of `SparseAutoencoder` without `"W_enc"` and `"b_enc"`; `"b_dec"` stays 0.
 
