@@ -57,15 +57,15 @@ def assert_same(found, expected):
         assert np.asarray(params[name]).tobytes() == np.asarray(value).tobytes()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(st.data())
 def test_what_is_saved_is_loaded(tmp_path_factory, data):
     name = data.draw(st.sampled_from(sorted(sp.sae.ARCHITECTURES)))
     positive = st.floats(0, 10, exclude_min=True)
     options = {
-        "tied": data.draw(st.booleans()),
+        "rectified": data.draw(st.booleans()),
         "normalize": data.draw(st.sampled_from(["none", "scale", "layer_norm"])),
-        "dead": data.draw(st.sampled_from(["auxiliary", "signed", "none"])),
+        "dead": data.draw(st.sampled_from(["none", "resample" if name == "nonnegative" else "signed"])),
         "dead_after": data.draw(st.sampled_from([1, 100, float("inf")])),
         "dead_weight": data.draw(positive | positive.map(jnp.float32)),
         "dead_k": data.draw(st.none() | st.integers(1, 12)),

@@ -33,7 +33,7 @@ def test_losses_and_gradients_are_those_of_the_dense_code(key):
     x = jax.random.normal(jax.random.key(1), (3, 40, 12))
     params = jax.vmap(SAE.init)(jax.random.split(key, 3))
     dense = Dense(12, 600, 4, dead_after=1)
-    assert SAE._code(jax.tree.map(lambda leaf: leaf[0], params), x[0], 0).positions.shape == (40, 4)
+    assert SAE._code(jax.tree.map(lambda leaf: leaf[0], params), x[0].T, 0).positions.shape == (40, 4)
 
     def both(sae):
         return jax.jit(jax.vmap(jax.value_and_grad(lambda p, x: sae.loss(p, x)[0])))(params, x)

@@ -1,6 +1,7 @@
 """The archetypal sparse autoencoder, strict and relaxed."""
 
 import dataclasses
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -40,16 +41,13 @@ class Archetypal(TopK):
     n_points: int | None = dataclasses.field(default=None, metadata=STATIC)
     delta: ArrayLike = 1.0
 
-    learned_decoder = False
+    learned_decoder: ClassVar[bool] = False
+    takes: ClassVar[dict[str, tuple]] = {"decoder_norm": ("free",), "dead": ("reanimate", "auxiliary", "signed", "none")}
 
     def __post_init__(self):
         super().__post_init__()
         if self.n_points is not None and self.n_points < self.n_latents:
             raise ValueError(f"n_points must be at least n_latents = {self.n_latents}, got {self.n_points}.")
-        if self.decoder_norm != "free":
-            raise ValueError(f"decoder_norm must be 'free' for an archetypal dictionary, got {self.decoder_norm!r}.")
-        if self.dead == "resample":
-            raise ValueError("dead cannot be 'resample' for an archetypal dictionary: it is made of data already.")
 
     @property
     def _points(self):
@@ -67,7 +65,7 @@ class Archetypal(TopK):
     def calibrate(self, params, x):
         """The start with what it takes from data: the scale of the inputs, b_dec, and the points."""
         params = super().calibrate(params, x)
-        return self._at(params, centroids(self._inputs(params, x)[0] - params["b_dec"], self._points))
+        return self._at(params, centroids(self._columns(params, x)[0].T - params["b_dec"], self._points))
 
     def _at(self, params, points):
         start = {

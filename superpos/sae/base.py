@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import numbers
 from typing import Any, ClassVar, NamedTuple
 
 import jax
@@ -18,24 +19,25 @@ _CHOICES = {
     "bias": ("zero", "median"),
     "dead": ("reanimate", "auxiliary", "signed", "resample", "none"),
 }
-
+_AT_LEAST_0 = ("dead_after", "dead_weight", "sparsity_warmup", "sparsity_start", "l1", "l0", "delta")
+_ABOVE_0 = ("bandwidth", "start")
 
 STATIC = {"static": True}  # fields that set shapes or branches, and so cannot be traced
 
 
 class Code(NamedTuple):
-    """What the loss of an architecture is made of, for one batch.
+    """What the loss of an architecture is made of, for one batch. Samples are columns: see `linear`.
 
     Attributes:
-        pre: pre-activations, `(n, latents)`; the auxiliary loss and reanimation read those of silent latents.
-        h: latents, `(n, latents)`.
+        pre: pre-activations, `(latents, n)`; the auxiliary loss and reanimation read those of silent latents.
+        h: latents, `(latents, n)`.
         penalty: what is added to the mean squared error.
         buffers: new values of parameters that are not learned by gradients.
         positions: of the latents that may be active, `(n, k)`, where k is far below their number: see `sparse_linear`.
     """
 
-    pre: Float[Array, "n latents"]
-    h: Float[Array, "n latents"]
+    pre: Float[Array, "latents n"]
+    h: Float[Array, "latents n"]
     penalty: Any = 0.0
     buffers: dict[str, Array] = {}  # noqa: RUF012
     positions: Int[Array, "n k"] | None = None
@@ -46,6 +48,7 @@ class SparseAutoencoder:
     """The base of all architectures: x̂ = h D + b_dec, with a sparse non-negative code h of x and a dictionary D.
 
     An architecture defines `_code` (latents of a training batch, and what they cost) and, where inference differs, `_infer`.
+    Both are given normalised inputs with a column a sample, `(n_inputs, n)`. All is computed in the dtype of the parameters.
 
     Attributes:
         n_inputs: number of units that are disentangled; static.
@@ -76,7 +79,7 @@ class SparseAutoencoder:
     with `"silent_for": (n_latents,)` steps since each latent was last active, and `"scale": ()` where inputs are scaled.
 
     Raises:
-        ValueError: a size that is not positive, or an option that does not exist.
+        ValueError: a size that is not positive, an option that the architecture does not have, or a negative coefficient.
     """
 
     n_inputs: int = dataclasses.field(metadata=STATIC)
@@ -97,14 +100,22 @@ class SparseAutoencoder:
     sparsity_start: ArrayLike = 0.0
 
     learned_decoder: ClassVar[bool] = True  # W_dec is a parameter
+    takes: ClassVar[dict[str, tuple]] = {}  # options of which the architecture has fewer than others
 
     def __post_init__(self):
         for name in ("n_inputs", "n_latents", "resample_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
-        for name, choices in _CHOICES.items():
+            value = getattr(self, name)
+            if not isinstance(value, numbers.Integral) or value < 1:
+                raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}.")
+        for name, choices in (_CHOICES | self.takes).items():
             if getattr(self, name) not in choices:
-                raise ValueError(f"{name} takes {', '.join(choices)}, got {getattr(self, name)!r}.")
+                listed = ", ".join(map(str, choices))
+                raise ValueError(f"{name} of {type(self).__name__} takes {listed}, got {getattr(self, name)!r}.")
+        for names, allowed, bound in ((_AT_LEAST_0, (0.0).__le__, "at least 0"), (_ABOVE_0, (0.0).__lt__, "above 0")):
+            for name in names:
+                value = getattr(self, name, 1.0)
+                if isinstance(value, int | float) and not allowed(float(value)):  # traced ones cannot be checked
+                    raise ValueError(f"{name} must be {bound}, got {value}.")
         if self.dead_k is not None and not 1 <= self.dead_k <= self.n_latents:
             raise ValueError(f"dead_k must be between 1 and n_latents = {self.n_latents}, or None, got {self.dead_k}.")
 
@@ -129,12 +140,14 @@ class SparseAutoencoder:
 
     def calibrate(self, params: Params, x: Float[Array, "n inputs"]) -> Params:
         """The start with what it takes from data: the scale of the inputs, and b_dec."""
-        self._check(x)
+        x, dtype = self._checked(x), params["b_dec"].dtype
+        x = jnp.asarray(x, jnp.promote_types(dtype, jnp.float32))  # iterations come to rest far from the median in bfloat16
         if self.normalize == "scale":
             distance = jnp.mean((x - geometric_median(x)) ** 2) ** 0.5
-            params = {**params, "scale": jnp.where(distance > 0, distance, 1.0)}
+            varied = distance > 1e-5 * jnp.mean(x**2) ** 0.5  # else there is nothing but rounding errors to scale by
+            params = {**params, "scale": jnp.where(varied, distance, 1.0).astype(dtype)}
         if self.bias == "median":
-            params = {**params, "b_dec": geometric_median(self._inputs(params, x)[0])}
+            params = {**params, "b_dec": geometric_median(self._normalized(params, x.T)[0].T).astype(dtype)}
         return params
 
     def encode(self, params: Params, x: Float[Array, "n inputs"]) -> Float[Array, "n latents"]:
@@ -143,20 +156,25 @@ class SparseAutoencoder:
         Raises:
             ValueError: inputs of another shape.
         """
-        self._check(x)
-        return self._infer(params, self._inputs(params, x)[0])
+        return self._infer(params, self._columns(params, x)[0]).T
 
     def decode(
         self, params: Params, h: Float[Array, "n latents"], x: Float[Array, "n inputs"] | None = None
     ) -> Float[Array, "n inputs"]:
-        """Latents to reconstructed inputs; with `normalize="layer_norm"` those of normalised inputs, unless `x` is given."""
-        y = h @ self.dictionary(params) + params["b_dec"]
+        """Latents to reconstructed inputs; with `normalize="layer_norm"` those of normalised inputs, unless `x` is given.
+
+        Raises:
+            ValueError: latents or inputs of another shape.
+        """
+        if jnp.ndim(h) != 2 or jnp.shape(h)[1] != self.n_latents:
+            raise ValueError(f"latents must be (n, {self.n_latents}), got {jnp.shape(h)}.")
+        y = jnp.asarray(h) @ self.dictionary(params) + params["b_dec"]
         y = jax.nn.relu(y) if self.rectified else y
         if self.normalize == "scale":
             return y * params["scale"]
         if self.normalize == "layer_norm" and x is not None:
-            mean, deviation = self._inputs(params, x)[1]
-            return y * deviation + mean
+            mean, deviation = self._columns(params, x)[1]
+            return y * deviation.T + mean.T
         return y
 
     def reconstruct(self, params: Params, x: Float[Array, "n inputs"]) -> Float[Array, "n inputs"]:
@@ -178,22 +196,21 @@ class SparseAutoencoder:
             The loss, and `mse`, `l0` (latents active a sample), `dead` (share of latents), and arrays for `after_step`.
         """
         del key
-        self._check(x)
-        x, _ = self._inputs(params, x)
+        x, _ = self._columns(params, x)
         code = self._code(params, x, step)
-        active = code.h > 0
-        silent_for = jnp.where(jnp.any(active, axis=0), 0.0, lax.stop_gradient(params["silent_for"]) + 1)
+        active = jnp.sum(code.h > 0, axis=1, dtype=jnp.float32)  # samples, of each latent
+        silent_for = jnp.where(active > 0, 0.0, lax.stop_gradient(params["silent_for"]) + 1)
         dead = silent_for >= self.dead_after
         mse, residual, revive = self._errors(params, x, code, dead)
         scale = {"scale": params["scale"]} if self.normalize == "scale" else {}
         aux: dict[str, Any] = {
             "mse": mse,
-            "l0": jnp.mean(jnp.sum(active, axis=1, dtype=x.dtype)),
+            "l0": jnp.sum(active) / x.shape[1],
             "dead": jnp.mean(dead, dtype=x.dtype),
             "buffers": {"silent_for": silent_for, **scale, **code.buffers},
         }
         if self.dead == "resample":
-            aux |= {"x": x, "error": lax.stop_gradient(jnp.sum(residual**2, axis=1))}
+            aux |= {"x": x, "error": lax.stop_gradient(jnp.sum(residual**2, axis=0))}
         return mse + code.penalty + revive, aux
 
     def after_step(
@@ -203,7 +220,10 @@ class SparseAutoencoder:
         params = {**params, **lax.stop_gradient(aux["buffers"])}
         if self.dead == "resample":
             due = (jnp.asarray(step) + 1) % self.resample_every == 0
-            params, opt_state = lax.cond(due, _resample, lambda p, o, *_: (p, o), params, opt_state, aux, self.dead_after, key)
+            fresh = {name: value for name, value in self.init(key).items() if name in _OF_LATENTS}
+            params, opt_state = lax.cond(
+                due, _resample, lambda p, o, *_: (p, o), params, opt_state, aux, self.dead_after, fresh, key
+            )
         if self.learned_decoder:
             params = {**params, "W_dec": self.constrain(params["W_dec"])}
         return params, opt_state
@@ -244,10 +264,12 @@ class SparseAutoencoder:
         return {"silent_for": jnp.zeros(self.n_latents), **scale}
 
     def _errors(self, params: Params, x: Array, code: Code, dead: Bool[Array, " latents"]) -> tuple[Array, Array, Array]:
-        """Mean squared error, residuals `(n, inputs)`, and what dead latents add to the loss."""
+        """Mean squared error, residuals `(n_inputs, n)`, and what dead latents add to the loss."""
         decoder, bias = self.dictionary(params), params["b_dec"]
-        sparse = code.positions is not None
-        y = sparse_linear(code.h, code.positions, decoder) + bias if sparse else linear(code.h, decoder, bias)
+        if code.positions is None:
+            y = linear(code.h, decoder, bias)
+        else:
+            y = (sparse_linear(code.h.T, code.positions, decoder) + bias).T
         residual = self._residual(x, y)
         return mean_square(residual), residual, self._revive(params, residual, code, dead)
 
@@ -259,34 +281,38 @@ class SparseAutoencoder:
         """What dead latents add to the loss."""
         weight, decoder = self.dead_weight, self.dictionary(params)
         if self.dead == "signed":
-            return weight * mean_square(residual - linear(jnp.where(dead, code.pre, 0), decoder, params["b_dec"]))
+            return weight * mean_square(residual - linear(jnp.where(dead[:, None], code.pre, 0), decoder, params["b_dec"]))
         if self.dead == "reanimate":
-            return -weight * jnp.mean(jnp.where(dead, code.pre, 0))
+            return -weight * jnp.mean(jnp.where(dead[:, None], code.pre, 0))
         if self.dead != "auxiliary":
             return jnp.zeros((), residual.dtype)
 
         def predict():
             k = min(max(self.n_inputs // 2, 1), self.n_latents) if self.dead_k is None else self.dead_k
-            chosen = jnp.where(dead, jax.nn.relu(code.pre), 0)
+            chosen = jnp.where(dead[:, None], jax.nn.relu(code.pre), 0)
             chosen = jnp.where(top_k_mask(lax.stop_gradient(chosen), k), chosen, 0)
-            return weight * mean_square(lax.stop_gradient(residual) - linear(chosen, decoder, 0.0))
+            return weight * mean_square(lax.stop_gradient(residual) - linear(chosen, decoder))
 
         # Under vmap all models compute both branches; one model alone skips this while every latent is alive.
         return lax.cond(jnp.any(dead), predict, lambda: jnp.zeros((), residual.dtype))
 
-    def _inputs(self, params, x):
-        """Normalised inputs, and the mean and deviation that undo it."""
+    def _columns(self, params, x):
+        """Normalised inputs with a column a sample, in the dtype of the parameters, and the mean and deviation that undo it."""
+        return self._normalized(params, jnp.asarray(self._checked(x), params["b_dec"].dtype).T)
+
+    def _normalized(self, params, x):
         if self.normalize == "scale":
             return x / lax.stop_gradient(params["scale"]), None
         if self.normalize == "layer_norm":
-            mean = jnp.mean(x, axis=1, keepdims=True)
-            deviation = jnp.std(x, axis=1, keepdims=True, ddof=1)
-            return (x - mean) / (deviation + 1e-5), (mean, deviation)
+            mean = jnp.mean(x, axis=0)
+            deviation = jnp.std(x, axis=0, ddof=1)
+            return (x - mean) / (deviation + 1e-5), (mean[None], deviation[None])
         return x, None
 
-    def _check(self, x):
-        if x.ndim != 2 or x.shape[1] != self.n_inputs:
-            raise ValueError(f"inputs must be (n, {self.n_inputs}), got {x.shape}.")
+    def _checked(self, x):
+        if jnp.ndim(x) != 2 or jnp.shape(x)[1] != self.n_inputs:
+            raise ValueError(f"inputs must be (n, {self.n_inputs}), got {jnp.shape(x)}.")
+        return x
 
 
 def geometric_median(x: Float[Array, "n units"], steps: int = 20) -> Float[Array, " units"]:
@@ -303,14 +329,22 @@ def geometric_median(x: Float[Array, "n units"], steps: int = 20) -> Float[Array
     return lax.fori_loop(0, steps, move, jnp.mean(x, axis=0))
 
 
-def linear(x: Float[Array, "n inputs"], weights: Float[Array, "inputs outputs"], bias: ArrayLike) -> Float[Array, "n outputs"]:
-    """x W + b, with samples along the last axis in memory where that is faster: few units, many samples."""
+def linear(
+    x: Float[Array, "inputs n"], weights: Float[Array, "inputs outputs"], bias: Float[Array, " outputs"] | None = None
+) -> Float[Array, "outputs n"]:
+    """W'x + b, of columns.
+
+    Columns, because most autoencoders here have few units and many samples: with samples along the last axis every pass over
+    latents vectorises on CPU. The product with large weights is faster with rows, and the compiler lets the rest follow.
+    """
     if weights.size > _SMALL:
-        return x @ weights + bias
-    return (weights.T @ x.T + jnp.reshape(bias, (-1, 1))).T
+        y = x.T @ weights
+        return (y if bias is None else y + bias).T
+    y = weights.T @ x
+    return y if bias is None else y + bias[:, None]
 
 
-_SMALL = 2**16  # weights, up to which samples run along the last axis: on CPU every pass and matmul is then fast
+_SMALL = 2**16  # weights
 
 
 @jax.custom_vjp
@@ -373,40 +407,40 @@ def _backward(saved, slope):
 sparse_linear.defvjp(_forward, _backward)
 
 
-def mean_square(error: Float[Array, "n units"]) -> Float[Array, ""]:
+def mean_square(error: Float[Array, "units n"]) -> Float[Array, ""]:
     """Mean of squares, axis by axis, which vectorises."""
-    return jnp.mean(jnp.mean(error.T**2, axis=1))
+    return jnp.mean(jnp.mean(error**2, axis=1))
 
 
-def top_k_mask(x: Float[Array, "n units"], k: ArrayLike) -> Bool[Array, "n units"]:
-    """Marks the k largest positive entries of each row; among equal ones the first. A traced k may be mapped over.
+def top_k_mask(x: Float[Array, "units n"], k: ArrayLike) -> Bool[Array, "units n"]:
+    """Marks the k largest positive entries of each column; among equal ones the first. A traced k may be mapped over.
 
     Few units: k - 1 passes, each lowering a threshold to the next smaller value, many times faster than `lax.top_k` on CPU,
-    where that sorts. Samples run along the last axis meanwhile, so that the passes vectorise. Many units: `lax.top_k`.
+    where that sorts. Many units: `lax.top_k`.
     """
-    if x.shape[1] > 512 and isinstance(k, int):
-        values, positions = lax.top_k(x, k)
-        rows = jnp.arange(x.shape[0])[:, None]
-        return jnp.zeros(x.shape, bool).at[rows, positions].set(values > 0, unique_indices=True)
-    columns = jnp.maximum(x.T, 0)
+    if len(x) > 512 and isinstance(k, int):
+        values, positions = lax.top_k(x.T, k)
+        samples = jnp.arange(x.shape[1])[:, None]
+        return jnp.zeros(x.T.shape, bool).at[samples, positions].set(values > 0, unique_indices=True).T
+    x = jnp.maximum(x, 0)
 
     def lower(_, threshold):
-        return _fold(jnp.maximum, jnp.where(columns < threshold, columns, 0))
+        return _fold(jnp.maximum, jnp.where(x < threshold, x, 0))
 
-    threshold = lax.fori_loop(0, k - 1, lower, _fold(jnp.maximum, columns))
-    mask = (columns >= threshold) & (columns > 0)
+    threshold = lax.fori_loop(0, k - 1, lower, _fold(jnp.maximum, x))
+    mask = (x >= threshold) & (x > 0)
 
     # Equal values can leave too many: drop the last of the smallest until k remain. Almost always no iteration.
     def crowded(mask):
         return _fold(jnp.add, mask.astype(jnp.int32)) > k
 
     def drop(mask):
-        smallest = mask & (columns == jnp.min(jnp.where(mask, columns, jnp.inf), axis=0))
-        position = jnp.arange(len(columns))[:, None]
+        smallest = mask & (x == jnp.min(jnp.where(mask, x, jnp.inf), axis=0))
+        position = jnp.arange(len(x))[:, None]
         victim = position == jnp.max(jnp.where(smallest, position, -1), axis=0)
         return mask & ~(crowded(mask) & victim)
 
-    return lax.while_loop(lambda mask: jnp.any(crowded(mask)), drop, mask).T
+    return lax.while_loop(lambda mask: jnp.any(crowded(mask)), drop, mask)
 
 
 def _fold(combine, rows):
@@ -417,18 +451,20 @@ def _fold(combine, rows):
     return combine.reduce(rows, axis=0)
 
 
-def _resample(params, opt_state, aux, dead_after, key):
+_OF_LATENTS = ("b_enc", "b_gate", "r_mag", "b_mag", "log_threshold", "silent_for")  # one number a latent
+
+
+def _resample(params, opt_state, aux, dead_after, fresh, key):
     """Dead latents become badly explained samples (Bricken et al. 2023, "Towards monosemanticity").
 
     Samples are drawn in proportion to the square of their loss; the encoder's direction is 0.2 times the mean norm of the
-    living ones'; moments of the optimizer are set to zero.
+    living ones'; what has one number a latent starts afresh; moments of the optimizer are set to zero.
     """
     dead = aux["buffers"]["silent_for"] >= dead_after
     chosen = jax.random.categorical(key, 2 * jnp.log(aux["error"] + 1e-30), shape=dead.shape)
-    directions = aux["x"][chosen] - params["b_dec"]
+    directions = aux["x"][:, chosen].T - params["b_dec"]
     directions = directions / jnp.maximum(jnp.linalg.norm(directions, axis=1, keepdims=True), 1e-12)
-    new = {name: jnp.zeros(dead.shape) for name in ("b_enc", "b_gate", "r_mag", "b_mag", "silent_for") if name in params}
-    new["W_dec"] = directions
+    new = {**fresh, "W_dec": directions}
     if "W_enc" in params:
         norms = jnp.linalg.norm(params["W_enc"], axis=0)
         alive = jnp.sum(jnp.where(dead, 0, norms)) / jnp.maximum(jnp.sum(~dead), 1)

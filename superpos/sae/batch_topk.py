@@ -8,13 +8,13 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float
 
-from superpos.sae.base import Code, SparseAutoencoder
-from superpos.sae.topk import check_k, warm_k
+from superpos.sae.base import Code
+from superpos.sae.topk import TopK, warm_k
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class BatchTopK(SparseAutoencoder):
+class BatchTopK(TopK):
     """Keeps the n k largest rectified latents of a batch of n samples, so that samples may differ in how many they use.
 
     At inference a sample must not depend on its batch: latents above a threshold are kept, the running mean of the smallest
@@ -26,28 +26,19 @@ class BatchTopK(SparseAutoencoder):
         k: mean number of active latents; may be traced.
 
     Params: those of `SparseAutoencoder`, and `"threshold": ()`.
-
-    Raises:
-        ValueError: k is not in 1..n_latents.
     """
-
-    k: ArrayLike
-
-    def __post_init__(self):
-        super().__post_init__()
-        check_k(self.k, self.n_latents)
 
     def calibrate(self, params, x):
         """The start with what it takes from data: the scale of the inputs, b_dec, and the threshold."""
         params = super().calibrate(params, x)
-        return {**params, "threshold": self._code(params, self._inputs(params, x)[0], 0).buffers["threshold"]}
+        return {**params, "threshold": self._code(params, self._columns(params, x)[0], 0).buffers["threshold"]}
 
     def _buffers(self):
         return {**super()._buffers(), "threshold": jnp.zeros(())}
 
     def _code(self, params, x, step):
         pre = self._pre(params, x)
-        mask = largest_mask(lax.stop_gradient(pre), warm_k(self, step) * len(x))
+        mask = largest_mask(lax.stop_gradient(pre), warm_k(self, step) * x.shape[1])
         h = jnp.where(mask, pre, 0)
         smallest = jnp.min(jnp.where(mask, lax.stop_gradient(pre), jnp.inf))
         old = lax.stop_gradient(params["threshold"])
@@ -63,7 +54,7 @@ class BatchTopK(SparseAutoencoder):
 _RATE = 0.01  # of the running mean
 
 
-def largest_mask(x: Float[Array, "n units"], count: ArrayLike) -> Bool[Array, "n units"]:
+def largest_mask(x: Float[Array, "units n"], count: ArrayLike) -> Bool[Array, "units n"]:
     """Marks the `count` largest positive entries of all; of equal ones at the edge none.
 
     Bisects on the bits of the numbers, which sort as positive numbers do.

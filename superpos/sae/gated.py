@@ -36,10 +36,11 @@ class Gated(SparseAutoencoder):
 
     def _code(self, params, x, step):
         gate = self._pre({**params, "b_enc": params["b_gate"]}, x)
-        magnitude = (gate - params["b_gate"]) * jnp.exp(params["r_mag"]) + params["b_mag"]
+        rescale, shift = jnp.exp(params["r_mag"]), params["b_mag"] - jnp.exp(params["r_mag"]) * params["b_gate"]
+        magnitude = gate * rescale[:, None] + shift[:, None]
         h = jnp.where(gate > 0, jax.nn.relu(magnitude), 0)
         open_gates = jax.nn.relu(gate)
         fixed = lax.stop_gradient((self.dictionary(params), params["b_dec"]))
         taught = mean_square(self._residual(x, linear(open_gates, *fixed)))
-        cost = jnp.sum(jnp.mean(open_gates, axis=0) * lax.stop_gradient(jnp.linalg.norm(params["W_dec"], axis=1)))
+        cost = jnp.sum(jnp.mean(open_gates, axis=1) * lax.stop_gradient(jnp.linalg.norm(params["W_dec"], axis=1)))
         return Code(gate, h, self._warm(step) * self.l1 * cost / self.n_inputs + taught)

@@ -39,19 +39,19 @@ class JumpReLU(SparseAutoencoder):
 
     def _code(self, params, x, step_number):
         pre = self._pre(params, x)
-        threshold = jnp.exp(params["log_threshold"])
-        active = jnp.sum(jnp.mean(step(pre, threshold, self.bandwidth), axis=0))
+        threshold = jnp.exp(params["log_threshold"])[:, None]
+        active = jnp.sum(jnp.mean(step(pre, threshold, self.bandwidth), axis=1))
         penalty = self._warm(step_number) * self.l0 * active / self.n_inputs
         return Code(pre, jump(pre, threshold, self.bandwidth), penalty)
 
 
-def step(x: Float[Array, "n units"], threshold: Float[Array, " units"], bandwidth: ArrayLike) -> Float[Array, "n units"]:
+def step(x: Float[Array, "units n"], threshold: Float[Array, "units 1"], bandwidth: ArrayLike) -> Float[Array, "units n"]:
     """H(x - θ); its derivative by θ is taken to be -K((x - θ) / ε) / ε with a rectangle K of width 1, that by x is 0."""
     x = lax.stop_gradient(x)
     return (x > threshold) + _through(threshold, -_kernel(x, threshold, bandwidth) / bandwidth)
 
 
-def jump(x: Float[Array, "n units"], threshold: Float[Array, " units"], bandwidth: ArrayLike) -> Float[Array, "n units"]:
+def jump(x: Float[Array, "units n"], threshold: Float[Array, "units 1"], bandwidth: ArrayLike) -> Float[Array, "units n"]:
     """x H(x - θ); its derivative by θ is taken to be -θ K((x - θ) / ε) / ε, that by x is H(x - θ)."""
     return jnp.where(x > threshold, x, 0) + _through(threshold, -threshold * _kernel(x, threshold, bandwidth) / bandwidth)
 

@@ -1,14 +1,15 @@
 """The matching-pursuit sparse autoencoder."""
 
 import dataclasses
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
-from superpos.sae.base import STATIC, Code, SparseAutoencoder, linear
-from superpos.sae.topk import check_k, warm_k
+from superpos.sae.base import STATIC, Code, SparseAutoencoder, linear, top_k_mask
+from superpos.sae.topk import checked_k, warm_k
 
 
 @jax.tree_util.register_dataclass
@@ -23,7 +24,7 @@ class MatchingPursuit(SparseAutoencoder):
 
     Attributes:
         k: latents that may be active in one sample; may be traced.
-        most: steps, where k is traced and may be less; by default k. Static.
+        most: steps, where k is traced or falls in a warm-up and may be less; by default k. Static.
 
     Params: those of `SparseAutoencoder` without `"W_enc"` and `"b_enc"`.
 
@@ -35,13 +36,16 @@ class MatchingPursuit(SparseAutoencoder):
     _: dataclasses.KW_ONLY
     most: int | None = dataclasses.field(default=None, metadata=STATIC)
 
+    takes: ClassVar[dict[str, tuple]] = {"tied": (True,), "centered": (True,), "decoder_norm": ("unit",)}
+
     def __post_init__(self):
         super().__post_init__()
-        check_k(self.k, self.n_latents)
-        if self.decoder_norm != "unit":
-            raise ValueError(f"decoder_norm must be 'unit' for matching pursuit, got {self.decoder_norm!r}.")
-        if self.most is None and not isinstance(self.k, int):
-            raise ValueError("most must give the largest k, where k is no plain int.")
+        object.__setattr__(self, "k", checked_k(self.k, self.n_latents))
+        fixed = isinstance(self.k, int) and isinstance(self.sparsity_warmup, int) and self.sparsity_warmup == 0
+        if self.most is None and not fixed:
+            raise ValueError("most must give the largest k, where k is no plain int or sparsity warms up.")
+        if self.most is not None and isinstance(self.k, int) and self.most < self.k:
+            raise ValueError(f"most must be at least k = {self.k}, got {self.most}.")
 
     def init(self, key):
         """Random directions, no encoder."""
@@ -50,16 +54,16 @@ class MatchingPursuit(SparseAutoencoder):
 
     def _code(self, params, x, step):
         decoder, k = self.dictionary(params), warm_k(self, step)
-        start = linear(x - params["b_dec"], decoder.T, 0.0)
+        left = x - params["b_dec"][:, None]
+        start = linear(left, decoder.T)
 
         def pursue(state, i):
             left, h = state
-            scores = linear(left, decoder.T, 0.0)
-            best = jnp.argmax(lax.stop_gradient(scores), axis=1)
-            taken = jnp.arange(self.n_latents) == best[:, None]
-            gain = jnp.where(taken & (i < k), jax.nn.relu(scores), 0)
-            return (left - linear(gain, decoder, 0.0), h + gain), None
+            scores = linear(left, decoder.T)
+            best = top_k_mask(lax.stop_gradient(scores), 1)
+            gain = jnp.where(best & (i < k), scores, 0)
+            return (left - linear(gain, decoder), h + gain), None
 
         steps = jnp.arange(self.k if self.most is None else self.most)
-        (_, h), _ = lax.scan(pursue, (x - params["b_dec"], jnp.zeros_like(start)), steps)
+        (_, h), _ = lax.scan(pursue, (left, jnp.zeros_like(start)), steps)
         return Code(start, h)

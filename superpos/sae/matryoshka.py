@@ -32,7 +32,7 @@ class Matryoshka(BatchTopK):
     def __post_init__(self):
         super().__post_init__()
         sizes = self.sizes
-        if list(sizes) != sorted(set(sizes)) or sizes[0] < 1 or sizes[-1] != self.n_latents:
+        if list(sizes) != sorted(set(sizes)) or sizes[:1] < (1,) or sizes[-1] != self.n_latents:
             raise ValueError(f"prefixes must rise from at least 1 to n_latents = {self.n_latents}, got {sizes}.")
 
     @property
@@ -42,9 +42,9 @@ class Matryoshka(BatchTopK):
         return tuple(sorted(halved)) if self.prefixes is None else tuple(self.prefixes)
 
     def _errors(self, params, x, code, dead):
-        decoder, y, errors = params["W_dec"], params["b_dec"], []
+        decoder, y, errors = params["W_dec"], params["b_dec"][:, None], []
         for start, stop in itertools.pairwise((0, *self.sizes)):
-            y = y + linear(code.h[:, start:stop], decoder[start:stop], 0.0)
+            y = y + linear(code.h[start:stop], decoder[start:stop])
             residual = self._residual(x, y)
             errors.append(mean_square(residual))
         return jnp.mean(jnp.stack(errors)), residual, self._revive(params, residual, code, dead)

@@ -1,6 +1,8 @@
 """The non-negative sparse autoencoder: sparse non-negative matrix factorisation."""
 
 import dataclasses
+import numbers
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -39,11 +41,21 @@ class NonNegative(SparseAutoencoder):
     steps: int = dataclasses.field(default=30, metadata=STATIC)
     bias: str = dataclasses.field(default="zero", metadata=STATIC)
     centered: bool = dataclasses.field(default=False, metadata=STATIC)
+    dead: str = dataclasses.field(default="none", metadata=STATIC)
+
+    # No encoder to start or to push; an atom that may grow makes its penalty small instead of its code sparse.
+    takes: ClassVar[dict[str, tuple]] = {
+        "tied": (True,),
+        "centered": (False,),
+        "bias": ("zero",),
+        "decoder_norm": ("unit", "ball"),
+        "dead": ("none", "resample"),
+    }
 
     def __post_init__(self):
         super().__post_init__()
-        if self.bias != "zero":
-            raise ValueError(f"bias must be 'zero' for a non-negative code, got {self.bias!r}.")
+        if not isinstance(self.steps, numbers.Integral) or self.steps < 1:
+            raise ValueError(f"steps must be a whole number of at least 1, got {self.steps!r}.")
 
     def init(self, key):
         """Random directions."""
@@ -58,5 +70,5 @@ class NonNegative(SparseAutoencoder):
     def _code(self, params, x, step):
         decoder = lax.stop_gradient(params["W_dec"])
         l1 = self._warm(step) * self.l1
-        h = lax.stop_gradient(sparse_coding.fista(x, decoder, l1, rectified=self.rectified, steps=self.steps))
-        return Code(h, h, buffers={"b_dec": jnp.zeros(self.n_inputs)})
+        h = lax.stop_gradient(sparse_coding.fista(x.T, decoder, l1, rectified=self.rectified, steps=self.steps).T)
+        return Code(h, h, buffers={"b_dec": jnp.zeros_like(params["b_dec"])})

@@ -1,6 +1,7 @@
 """The TopK sparse autoencoder."""
 
 import dataclasses
+import numbers
 from typing import Any
 
 import jax
@@ -37,27 +38,30 @@ class TopK(SparseAutoencoder):
     See `SparseAutoencoder` for the options and parameters that all share.
 
     Raises:
-        ValueError: k is not in 1..n_latents.
+        ValueError: k is not a whole number in 1..n_latents.
     """
 
     k: ArrayLike
 
     def __post_init__(self):
         super().__post_init__()
-        check_k(self.k, self.n_latents)
+        object.__setattr__(self, "k", checked_k(self.k, self.n_latents))
 
     def _code(self, params, x, step):
         pre = self._pre(params, x)
         fixed, k = lax.stop_gradient(pre), warm_k(self, step)
         # The compiler merges this with the same in `top_k_mask`.
-        positions = lax.top_k(fixed, k)[1] if is_sparse(k, self.n_latents) else None
+        positions = lax.top_k(fixed.T, k)[1] if is_sparse(k, self.n_latents) else None
         return Code(pre, jnp.where(top_k_mask(fixed, k), pre, 0), positions=positions)
 
 
-def check_k(k, n_latents):
-    """Refuses a k that does not fit, unless it is traced."""
-    if isinstance(k, int) and not 1 <= k <= n_latents:
-        raise ValueError(f"k must be between 1 and n_latents = {n_latents}, got {k}.")
+def checked_k(k, n_latents):
+    """k, a plain int unless it is an array, which cannot be checked where it is traced."""
+    if not isinstance(k, numbers.Number | str):
+        return k
+    if isinstance(k, str | bool | complex) or k != k // 1 or not 1 <= k <= n_latents:
+        raise ValueError(f"k must be a whole number between 1 and n_latents = {n_latents}, got {k!r}.")
+    return int(k)
 
 
 def warm_k(sae, step):

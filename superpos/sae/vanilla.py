@@ -28,5 +28,5 @@ class Vanilla(SparseAutoencoder):
     def _code(self, params, x, step):
         pre = self._pre(params, x)
         h = jax.nn.relu(pre)
-        cost = jnp.sum(jnp.mean(h, axis=0) * jnp.linalg.norm(params["W_dec"], axis=1))
+        cost = jnp.sum(jnp.mean(h, axis=1) * jnp.linalg.norm(params["W_dec"], axis=1))
         return Code(pre, h, self._warm(step) * self.l1 * cost / self.n_inputs)
