@@ -1,8 +1,9 @@
 """How alike are two representations, before and after each is disentangled with a sparse autoencoder?
 
 Takes two files of activations to the same samples, trains TopK SAEs on each side (or takes one that somebody has trained), and
-scores neurons, latents and the latents of untrained SAEs on samples that no SAE saw. Look at sae->sae against neuron->neuron,
-and at what the random_sae controls leave of the difference: an untrained SAE has as many latents, but has learned nothing.
+scores neurons, latents and the latents of untrained SAEs on samples that no SAE trained here saw (what one that you bring
+has seen, only you know). Look at sae->sae against neuron->neuron, and at what the random_sae controls leave of the difference:
+an untrained SAE has as many latents, of which as many are active, but has learned nothing.
 """
 
 import time
@@ -119,15 +120,16 @@ def _read_one(config, side, path):
 class Study:
     """The pure functions: `train` the SAE of one side, `compare` two representations."""
 
-    def __init__(self, config: ConfigDict, n_units: dict[str, int]):
+    def __init__(self, config: ConfigDict, training: dict[str, np.ndarray]):
         self.config = config
         self.metrics = sp.metrics.resolve(config.metrics)
         self.saes: dict[str, sp.sae.SparseAutoencoder] = {}
+        self.controls: dict[str, sp.sae.SparseAutoencoder] = {}
         self.loaded: dict[str, dict[str, jax.Array]] = {}
-        for side, units in n_units.items():
-            path, settings = config[f"{side}_sae"], config.sae
+        for side, samples in training.items():
+            path, settings, units = config[f"{side}_sae"], config.sae, samples.shape[1]
             if not path:
-                self.saes[side] = sp.sae.TopK(units, settings.expansion * units, settings.k)
+                self.saes[side] = self.controls[side] = sp.sae.TopK(units, settings.expansion * units, settings.k)
                 continue
             try:
                 self.saes[side], self.loaded[side] = sp.sae.load(path)
@@ -135,16 +137,20 @@ class Study:
                 raise ValueError(f"config.{side}_sae: {error}") from error
             if self.saes[side].n_inputs != units:
                 raise ValueError(f"config.{side}_sae must read {units} units, got {self.saes[side].n_inputs} in {path}.")
+            # Untrained, others than TopK are as sparse as chance has it, and the scale of inputs may be in trained weights.
+            sae, params = self.saes[side], self.loaded[side]
+            k = round(float(jax.jit(lambda x, sae=sae, params=params: active(sae.encode(params, x)))(samples)))
+            self.controls[side] = sp.sae.TopK(units, sae.n_latents, min(max(k, 1), sae.n_latents))
 
     def train(self, key, data, side):
-        """One SAE before (`random_sae`) and after (`sae`) training, and the `explained` variance of the scored samples.
+        """One SAE before (`random_sae`) and after (`sae`) training, and what it `explained` of the scored samples' variance.
 
-        One that was loaded is trained already.
+        One that was loaded is trained already; its control is an untrained TopK with as many active latents, `l0`.
         """
-        sae, settings = self.saes[side], self.config.sae
+        sae, control, settings = self.saes[side], self.controls[side], self.config.sae
         samples, held_out = (jnp.asarray(data[part][side]) for part in ("training", "scored"))
         init_key, key = jax.random.split(jax.random.fold_in(key, side == "target"))
-        start = sp.training.start(sae, init_key, lambda: samples)
+        start = sp.training.start(control, init_key, lambda: samples)
         params = self.loaded.get(side)
         if params is None:
             params, _ = sp.fit(
@@ -156,9 +162,11 @@ class Study:
                 batch_size=settings.batch_size,
                 optimizer=optax.adam(optax.cosine_decay_schedule(settings.learning_rate, settings.steps)),
             )
-        error = held_out - sae.reconstruct(params, held_out)
+        h = sae.encode(params, held_out)
+        error = held_out - sae.decode(params, h, held_out)
         unexplained = jnp.mean(error**2) / jnp.mean((held_out - held_out.mean(axis=0)) ** 2)
-        return {"sae": params, "random_sae": start, "explained": 1 - unexplained}
+        found = {"explained": 1 - unexplained, "l0": active(h), "random_l0": active(control.encode(start, held_out))}
+        return {"sae": params, "random_sae": start, **found}
 
     def compare(self, which, data, kind):
         """Mean score of every metric for sides of a kind; `which` picks the SAEs: kind of source, of target, and seed."""
@@ -166,11 +174,18 @@ class Study:
         for i, (side, what) in enumerate(zip(SIDES, kind.split("->"), strict=True)):
             units = data["scored"][side]
             if what == "latent":
-                params = jax.tree.map(lambda leaf, i=i: leaf[which[i], which[2]], data["saes"][side])
-                units = self.saes[side].encode(params, units)
+                units = self.encode(side, data["saes"][side], units, which[i], which[2])
             sides.append(units)
         scores = sp.align(*sides, metrics=self.metrics, folds=data["fold_ids"], n_folds=self.config.n_folds)
         return {name: score.mean for name, score in scores.items()}
+
+    def encode(self, side, saes, units, kind, seed):
+        """Latents of the trained or the untrained SAE of a seed, by the index of its kind, which is traced."""
+        if self.saes[side] is self.controls[side]:  # one program
+            both = jax.tree.map(lambda *leaves: jnp.stack(leaves)[kind, seed], *saes)
+            return self.saes[side].encode(both, units)
+        trained, start = (jax.tree.map(lambda leaf: leaf[seed], params) for params in saes)
+        return jnp.where(kind == 0, self.saes[side].encode(trained, units), self.controls[side].encode(start, units))
 
     def n_seeds(self, comparison):
         """How many seeds there are to tell apart: one of neurons, and of SAEs that were loaded."""
@@ -190,7 +205,7 @@ def compute(config: ConfigDict, run: Run) -> dict[str, Any]:
     fold_key = jax.random.key(config.seed)
     fold_ids, _ = sp.assign_folds(len(loaded["groups"]), config.n_folds, key=fold_key, groups=loaded["groups"])
     sp.align(scored["source"], scored["target"], metrics="semi_match", folds=fold_ids)
-    study = Study(config, {side: scored[side].shape[1] for side in SIDES})
+    study = Study(config, loaded["training"])
     data = {"training": loaded["training"], "scored": scored}
     run.claim()
 
@@ -200,12 +215,17 @@ def compute(config: ConfigDict, run: Run) -> dict[str, Any]:
     trained_at = time.perf_counter()
     saes = {side: trained.load(side=side) for side in SIDES}
     explained = [
-        {"side": side, **sp.stats.over_seeds(saes[side]["explained"][: 1 if side in study.loaded else None])} for side in SIDES
+        {
+            "side": side,
+            **sp.stats.over_seeds(saes[side]["explained"][: 1 if side in study.loaded else None]),
+            **{name: float(np.mean(saes[side][name])) for name in ("l0", "random_l0")},
+        }
+        for side in SIDES
     ]
     data = {
         "scored": scored,
         "fold_ids": fold_ids,
-        "saes": {side: jax.tree.map(lambda *leaves: np.stack(leaves), *(saes[side][name] for name in SAES)) for side in SIDES},
+        "saes": {side: tuple(saes[side][name] for name in SAES) for side in SIDES},
     }
     rows = []
     # Trained and untrained SAEs are alike to the compiler: one program a kind. Two comparisons at once, to spare memory.
@@ -220,6 +240,11 @@ def compute(config: ConfigDict, run: Run) -> dict[str, Any]:
     rows.sort(key=lambda row: (names.index(row["metric"]), COMPARISONS.index(row["comparison"])))
     seconds = {"training": trained_at - started, "scoring": time.perf_counter() - trained_at}
     return run.finish(rows, seconds, variance_explained=explained, n_scored=len(loaded["groups"]))
+
+
+def active(h):
+    """Mean number of active latents of a sample."""
+    return jnp.mean(jnp.sum(h > 0, axis=1))
 
 
 def _kind(comparison):

@@ -1,10 +1,13 @@
 """Which sparse autoencoder finds the features of toy models, at which sparsity?
 
 Trains SAEs of every architecture, over a ladder of sparsities, on the hidden units of the same toy models (those of
-`toy_alignment`), with one budget of data and no supervision. Look at feature recovery against the number of active latents,
-beside what could be read at most (the oracle, sparse inference with the true weights, and a network trained on the true
-features) and what an untrained SAE shows; at the share of variance that is left unexplained, which an SAE can lower without
-finding features; and at whether latents of two seeds match (sae->sae), which is what disentangling is for.
+`toy_alignment`), with one budget of data and no supervision; all see the same features in the same order. Look at feature
+recovery against the number of active latents, beside what could be read at most (the oracle, sparse inference with the true
+weights, and a network trained on the true features) and what the same SAEs show untrained (dashed; those that are given k are
+as sparse as the trained ones, the others as chance has it); at the share of variance that is left unexplained, which an SAE
+can lower without finding features; and at whether latents of two seeds match (sae->sae), which is what disentangling is for.
+
+The ladders and options below are the best of those tried with the models of seed 0; the study's eight include these models.
 
 Sources: of each architecture in its docstring (`python -m pydoc superpos.sae.topk`); of the models Longon, Klindt & Khosla,
 arXiv 2510.03186.
@@ -37,7 +40,7 @@ def get_config() -> ConfigDict:
     config.n_hidden = (16, 32)  # widths
     config.chunk = 0  # models in flight at once; 0: as many as fit into memory
     config.metrics = ("soft_match",)  # of alignment between latents
-    config.architectures = tuple(sp.sae.ARCHITECTURES)
+    config.architectures = (*sp.sae.ARCHITECTURES, "topk_rectified")  # of `sp.sae`, or variants: see options
     config.n_latents = (64,)
     # How sparse: k, or the coefficient of the penalty; every ladder has as many rungs.
     config.sparsity = ConfigDict(
@@ -51,12 +54,16 @@ def get_config() -> ConfigDict:
             "matching_pursuit": (3, 4, 6),
             "archetypal": (3, 4, 6),
             "nonnegative": (0.1, 0.2, 0.4),
+            "topk_rectified": (3, 4, 6),
         }
     )
-    # Options that differ from the defaults of `sp.sae`, but that sparsity_warmup is a share of the steps. Hidden units of these
-    # models are rectified, and this architecture can make use of it.
+    # Options that differ from the defaults of `sp.sae`, but that sparsity_warmup is a share of the steps; a variant names its
+    # architecture too. Hidden units of these models are rectified, and reconstructions may be.
     config.options = ConfigDict(
-        {"nonnegative": {"signed": True, "rectified": True, "sparsity_warmup": 0.75, "sparsity_start": 10.0}}
+        {
+            "nonnegative": {"signed": True, "rectified": True, "sparsity_warmup": 0.75, "sparsity_start": 10.0},
+            "topk_rectified": {"architecture": "topk", "rectified": True},
+        }
     )
     config.sae = ConfigDict({"steps": 8_000, "batch_size": 1024, "learning_rate": 3e-3, "warmup": 0})  # cosine decay
     # n_samples is rounded up, so that each fold is made of whole batches.
@@ -75,33 +82,34 @@ class Study:
         self.config = config
         settings = ConfigDict({**config.to_dict(), "sae": config.published.to_dict()})
         self.toys = toy_alignment.Study(settings)
-        self.rungs = np.array([len(config.sparsity[name]) for name in self._known(config.architectures)])
+        self.kinds = {name: self._kind(name) for name in config.architectures}
+        self.rungs = np.array([len(config.sparsity.get(name, ())) for name in self.kinds])
         if not len(self.rungs) or len(set(self.rungs)) > 1 or not self.rungs[0]:
             raise ValueError(
                 "config.sparsity needs a ladder of the same length for each of config.architectures, at least one."
             )
-        self._known(config.options)
-        for name, n_latents in itertools.product(config.architectures, config.n_latents):
+        for (name, kind), n_latents in itertools.product(self.kinds.items(), config.n_latents):
             for sparsity in config.sparsity[name]:  # as plain numbers, which are checked
-                sp.sae.ARCHITECTURES[name](1, n_latents, sparsity)
+                kind(1, n_latents, sparsity)
 
-    @staticmethod
-    def _known(names):
-        for name in names:
-            if name not in sp.sae.ARCHITECTURES:
-                raise ValueError(f"config names the architecture {name!r}; there are {', '.join(sp.sae.ARCHITECTURES)}.")
-        return names
+    def _kind(self, name):
+        """The class of an architecture or a variant of one."""
+        architecture = self.config.options.get(name, {}).get("architecture", name)
+        if architecture not in sp.sae.ARCHITECTURES:
+            raise ValueError(f"config names the architecture {architecture!r}; there are {', '.join(sp.sae.ARCHITECTURES)}.")
+        return sp.sae.ARCHITECTURES[architecture]
 
     def sae(self, n_hidden: int, architecture: str, n_latents: int, rung: Any) -> sp.sae.SparseAutoencoder:
         """The SAE at a rung of its ladder, which may be traced."""
         ladder = self.config.sparsity[architecture]
         options = dict(self.config.options.get(architecture, {}))
+        options.pop("architecture", None)
         if "sparsity_warmup" in options:
             options["sparsity_warmup"] *= self.config.sae.steps
-        if architecture == "matching_pursuit":
+        if self.kinds[architecture] is sp.sae.MatchingPursuit:
             options["most"] = max(ladder)
         sparsity = jnp.asarray(ladder)[jnp.asarray(rung, int)]
-        return sp.sae.ARCHITECTURES[architecture](n_hidden, n_latents, sparsity, **options)
+        return self.kinds[architecture](n_hidden, n_latents, sparsity, **options)
 
     def train(self, seed, data, n_hidden, architecture, n_latents, rung):
         """The SAE of one toy model, before (`random_sae`) and after (`sae`) training, and how good each is."""
@@ -111,10 +119,12 @@ class Study:
         key = jax.random.fold_in(data["keys"][seed], n_hidden)
         init_key, fit_key = jax.random.split(jax.random.fold_in(key, n_latents))
 
+        start_key = jax.random.fold_in(data["start_key"], seed)
+
         def sample(key, n):
             return self.toys.toy(n_hidden).encode(toy, self.toys.features.sample(key, n))
 
-        start = sp.training.start(sae, init_key, lambda: sample(data["start_key"], settings.batch_size))
+        start = sp.training.start(sae, init_key, lambda: sample(start_key, settings.batch_size))
         schedule = optax.warmup_cosine_decay_schedule(
             settings.learning_rate if settings.warmup == 0 else 0.0, settings.learning_rate, settings.warmup, settings.steps
         )
@@ -237,8 +247,9 @@ def tabulate(study: Study, found: sp.sweeps.Results) -> list[dict[str, Any]]:
                     pairs = scores[metric.name].transpose("pair", ...)
                     values[pairs.source, pairs.target] = pairs.values[..., i]
                     summaries[metric.name] = sp.stats.over_pairs(values, symmetric=True)
+                row[f"{prefix}l0"] = float(np.mean(state["l0"][:, i]))
                 if kind == "sae":
-                    row |= {measure: float(np.mean(state[measure][:, i])) for measure in ("l0", "dead")}
+                    row["dead"] = float(np.mean(state["dead"][:, i]))
                     summaries["fvu"] = sp.stats.over_seeds(state["fvu"][:, i])
                 for name, summary in summaries.items():
                     row |= {prefix + name: summary["mean"], f"{prefix}{name}_ci95": summary["ci95"]}
@@ -257,6 +268,7 @@ STYLES = {
     "matching_pursuit": ("#CC79A7", "X"),
     "archetypal": ("#000000", "*"),
     "nonnegative": ("#009E73", "h"),
+    "topk_rectified": ("#5C3D99", "p"),
 }
 
 
@@ -277,7 +289,7 @@ def draw(results: dict[str, Any], run: Run) -> None:
                 if (row["n_hidden"], row["architecture"], row["n_latents"]) == (n_hidden, architecture, n_latents)
             ]
             chosen.sort(key=lambda row: row["l0"])
-            colour, marker = STYLES[architecture]
+            colour, marker = STYLES.get(architecture, ("#444444", "."))
             several = len({row["n_latents"] for row in rows}) > 1
             axis.errorbar(
                 [row["l0"] for row in chosen],
@@ -290,6 +302,10 @@ def draw(results: dict[str, Any], run: Run) -> None:
                 linewidth=1.2,
                 capsize=2,
             )
+            if f"random_{name}" in chosen[0]:
+                chosen.sort(key=lambda row: row["random_l0"])
+                untrained = [[row[f"random_{measure}"] for row in chosen] for measure in ("l0", name)]
+                axis.plot(*untrained, color=colour, linestyle="--", linewidth=0.8)
         if name == "recovery":
             for row in (row for row in recovery if row["n_hidden"] == n_hidden and row["units"] != "random_sae"):
                 units = "published SAE" if row["units"] == "sae" else row["units"]

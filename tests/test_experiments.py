@@ -185,7 +185,7 @@ def test_training_files_leave_all_samples_to_be_scored(activations):
         (["--config.source={}/both.npz:a", "--config.target={}/a.npy"], "same samples, got 120 and 360"),
         (
             ["--config.source={}/a.npy", "--config.target={}/a.npy", "--config.sae.k=25"],
-            "k must be between 1 and n_latents = 24",
+            "k must be a whole number between 1 and n_latents = 24",
         ),
         (["--config.source={}/a.npy", "--config.target={}/a.npy", "--config.metrics=('cosine',)"], "got 'cosine'"),
         (["--config.source={}/a.npy", "--config.target={}/a.npy", "--config.n_folds=100"], "number of groups, 60, got 100"),

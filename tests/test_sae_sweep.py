@@ -13,8 +13,10 @@ def small():
     config = sae_sweep.get_config()
     config.n_seeds, config.n_hidden, config.n_latents = 3, (4,), (12,)
     config.metrics = ("semi_match",)
-    config.architectures = ("topk", "vanilla")
+    config.architectures = ("topk", "vanilla", "untied")
     config.sparsity.update({"topk": (2, 5), "vanilla": (0.1, 5.0)})
+    config.sparsity.untied = (2, 5)
+    config.options.untied = {"architecture": "topk", "tied": False}
     config.features.n_features = 12
     config.toy.update({"steps": 300, "batch_size": 64})
     config.sae.update({"steps": 100, "batch_size": 64})
@@ -33,9 +35,14 @@ def sweep(conduct):
 def test_a_row_for_every_point(sweep):
     _, results = sweep
     rows = {(row["architecture"], row["sparsity"]): row for row in results["rows"]}
-    assert set(rows) == {("topk", 2), ("topk", 5), ("vanilla", 0.1), ("vanilla", 5.0)}
+    assert set(rows) == {
+        *((name, k) for name in ("topk", "untied") for k in (2, 5)),
+        *(("vanilla", l1) for l1 in (0.1, 5.0)),
+    }
     assert [row["units"] for row in results["recovery"]] == ["neuron", "sae", "random_sae", "oracle"]
     assert rows["topk", 2]["l0"] <= 2 < rows["topk", 5]["l0"] <= 5
+    assert rows["topk", 2]["random_l0"] <= 2 < rows["topk", 5]["random_l0"] <= 5
+    assert rows["untied", 2]["recovery"] != rows["topk", 2]["recovery"]
     assert rows["vanilla", 5.0]["l0"] < rows["vanilla", 0.1]["l0"]
     assert rows["vanilla", 5.0]["fvu"] > rows["vanilla", 0.1]["fvu"]
     for row in rows.values():
@@ -69,7 +76,7 @@ def test_figures_are_those_of_the_saved_saes(sweep):
         ({"architectures": ("topk", "other")}, "'other'; there are vanilla, topk"),
         ({"architectures": ()}, "ladder of the same length"),
         ({"sparsity": {"topk": (1, 2, 3)}}, "ladder of the same length"),
-        ({"sparsity": {"topk": (1, 99)}}, "k must be between 1 and n_latents = 12, got 99"),
+        ({"sparsity": {"topk": (1, 99)}}, "k must be a whole number between 1 and n_latents = 12, got 99"),
         ({"n_seeds": 1}, "n_seeds must be at least 2"),
     ],
 )
