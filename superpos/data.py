@@ -161,7 +161,7 @@ class Batches:
         seed: of all shuffling; the order of batches is a function of it, the sources' shapes and the sizes here.
         buffer_size: rows that are mixed at once.
         block_size: rows that are read at once; smaller ones mix better and read slower.
-        dtype: of the batches and of the buffer.
+        dtype: of the batches and of the buffer; a floating one.
 
     Attributes:
         n_rows: rows an epoch.
@@ -169,7 +169,8 @@ class Batches:
 
     Raises:
         ValueError: sources that are not arrays of real numbers with two or more axes and as many units, a batch that is larger
-            than the data or the buffer, a size that is not positive; while iterating, NaN or infinity in what is read.
+            than the data or the buffer, a size that is not positive, a dtype that is not floating; while iterating, NaN or
+            infinity in what is read.
         FileNotFoundError: a path that is not there.
 
     >>> batches = Batches(np.arange(12.0).reshape(6, 2), 4)
@@ -199,6 +200,8 @@ class Batches:
             raise ValueError(f"buffer_size must be at least as large as {least}, got {buffer_size}.")
         self.batch_size, self.seed, self.dtype = batch_size, seed, np.dtype(dtype)
         sources = [sources] if isinstance(sources, str | os.PathLike) or hasattr(sources, "shape") else list(sources)
+        if self.dtype.kind != "f" and self.dtype.name != "bfloat16":  # whole numbers would be cut off without a word
+            raise ValueError(f"dtype must be a floating one, got {self.dtype}.")
         self._sources = [_source(source, i) for i, source in enumerate(sources)]
         widths = [array.shape[-1] for _, array in self._sources]
         if len(set(widths)) != 1:

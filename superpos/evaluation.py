@@ -171,9 +171,10 @@ def report(sums: Sums) -> Report:
     count = sums.samples.count[0]
     error, squares, product = sums.samples.y.mean[0]
     density = sums.active / count
+    total = jnp.sum(sums.samples.x.squares)
     metrics = () if sums.recovery is None else (FeatureRecovery(), MeanCorrelation(), Uniqueness())
     return Report(
-        fvu=error * count / jnp.sum(sums.samples.x.squares),
+        fvu=jnp.where(total > 0, error * count / total, jnp.nan),
         l0=jnp.sum(density),
         dead=jnp.mean(density == 0, where=count > 0, dtype=density.dtype),
         density=density,

@@ -140,6 +140,8 @@ def fit_stream(
             raise ValueError(f"{name} must be at least 1, got {value}.")
     if isinstance(key, jax.core.Tracer):
         raise ValueError("sp.fit_stream feeds a compiled step from the host: call it outside of jit and vmap, or use sp.fit.")
+    if getattr(batches, "ndim", 3) < 3:
+        raise ValueError("batches must give one batch after the other, got an array: use superpos.data.Batches(array, n).")
     devices = jax.local_devices() if devices is None else list(devices)
     if not devices or len(set(devices)) < len(devices):
         raise ValueError(f"devices must list at least one device, and none twice, got {devices}.")

@@ -202,6 +202,8 @@ def test_bad_values_are_named_with_file_and_row(tmp_path):
         taken(data.Batches(f"{tmp_path}/a.npy", 4, **SIZES), 10)
     with pytest.raises(ValueError, match=r"sources\[0\] has NaN or infinity, as float16"):
         taken(data.Batches(1e5 + numbered(8), 4, dtype=np.float16, **SIZES), 1)
+    with pytest.raises(ValueError, match="dtype must be a floating one, got int64"):
+        data.Batches(numbered(8), 4, dtype=np.int64, **SIZES)
 
 
 @pytest.mark.parametrize(

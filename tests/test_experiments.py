@@ -29,6 +29,48 @@ def run_command(name, *arguments):
     )
 
 
+# Runs many command lines in a process of their own each, forked from one that has imported what takes the time.
+MANY = """
+import contextlib, importlib, json, os, runpy, sys, tempfile
+name, cases = json.loads(sys.stdin.read())
+importlib.import_module(f"experiments.{name}")
+found = []
+for arguments in cases:
+    with tempfile.TemporaryFile("w+") as out:
+        child = os.fork()
+        if child == 0:
+            del sys.modules[f"experiments.{name}"]
+            os.dup2(out.fileno(), 2)
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            sys.argv = ["main", *arguments]
+            code = 0
+            try:
+                runpy.run_module(f"experiments.{name}", run_name="__main__", alter_sys=True)
+            except SystemExit as error:
+                code = error.code
+            sys.stderr.flush()
+            os._exit(code or 0)
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        out.seek(0)
+        found.append((code, out.read()))
+print(json.dumps(found))
+"""
+
+
+def run_commands(name, cases):
+    """Exit status and standard error of each."""
+    done = subprocess.run(
+        [sys.executable, "-c", MANY],
+        cwd=ROOT,
+        env={**os.environ, "JAX_PLATFORMS": "cpu"},
+        input=json.dumps([name, cases]),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return json.loads(done.stdout)
+
+
 def small_study():
     config = toy_alignment.get_config()
     config.n_seeds = 3
@@ -173,42 +215,41 @@ def test_training_files_leave_all_samples_to_be_scored(activations):
     assert len(loaded["groups"]) == 360
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ([], "config.source names no file"),
-        (["--config.source=missing.npy"], "missing.npy is not there"),
-        (["--config.source={}/line.npy"], "at least two axes"),
-        (["--config.source={}/nan.npy", "--config.target={}/nan.npy"], "NaN or infinite"),
-        (["--config.source={}/dead.npy", "--config.target={}/dead.npy"], "no live unit"),
-        (["--config.source={}/both.npz:c"], "no array 'c'"),
-        (["--config.source={}/both.npz:a", "--config.target={}/a.npy"], "same samples, got 120 and 360"),
-        (
-            ["--config.source={}/a.npy", "--config.target={}/a.npy", "--config.sae.k=25"],
-            "k must be a whole number between 1 and n_latents = 24",
-        ),
-        (["--config.source={}/a.npy", "--config.target={}/a.npy", "--config.metrics=('cosine',)"], "got 'cosine'"),
-        (["--config.source={}/a.npy", "--config.target={}/a.npy", "--config.n_folds=100"], "number of groups, 60, got 100"),
-        (["--config.train_fraction=2", "--config.source={}/a.npy", "--config.target={}/a.npy"], "train_fraction must be"),
-        (["--config.nonsense=1"], "config has no field 'nonsense'"),
-        (["--config.sae.kk=1"], "config has no field 'kk'"),
-        (["--config.seed=-1"], "config.seed must be between 0 and"),
-        (["--config.seed=three"], "seed"),
-        (["--config.sae.learning_rate=nan"], "config.sae.learning_rate must be finite and at least 0, got nan"),
-        (["stray"], "unexpected argument 'stray'"),
-    ],
-)
-def test_bad_input_is_one_line_and_status_2(activations, tmp_path, arguments, message):
-    done = run_command("align", f"--workdir={tmp_path}/run", *(argument.format(activations) for argument in arguments))
-    assert done.returncode == 2, done.stderr
-    assert message in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1
+BAD = [
+    ([], "config.source names no file"),
+    (["--config.source=missing.npy"], "missing.npy is not there"),
+    (["--config.source={}/line.npy"], "at least two axes"),
+    (["--config.source={}/nan.npy", "--config.target={}/nan.npy"], "NaN or infinite"),
+    (["--config.source={}/dead.npy", "--config.target={}/dead.npy"], "no live unit"),
+    (["--config.source={}/both.npz:c"], "no array 'c'"),
+    (["--config.source={}/both.npz:a", "--config.target={}/a.npy"], "same samples, got 120 and 360"),
+    (
+        ["--config.source={}/a.npy", "--config.target={}/a.npy", "--config.sae.k=25"],
+        "k must be a whole number between 1 and n_latents = 24",
+    ),
+    (["--config.source={}/a.npy", "--config.target={}/a.npy", "--config.metrics=('cosine',)"], "got 'cosine'"),
+    (["--config.source={}/a.npy", "--config.target={}/a.npy", "--config.n_folds=100"], "number of groups, 60, got 100"),
+    (["--config.train_fraction=2", "--config.source={}/a.npy", "--config.target={}/a.npy"], "train_fraction must be"),
+    (["--config.nonsense=1"], "config has no field 'nonsense'"),
+    (["--config.sae.kk=1"], "config has no field 'kk'"),
+    (["--config.seed=-1"], "config.seed must be between 0 and"),
+    (["--config.seed=three"], "seed"),
+    (["--config.sae.learning_rate=nan"], "config.sae.learning_rate must be finite and at least 0, got nan"),
+    (["stray"], "unexpected argument 'stray'"),
+]
+
+
+def test_bad_input_is_one_line_and_status_2(activations, tmp_path):
+    cases = [[f"--workdir={tmp_path}/run", *(argument.format(activations) for argument in arguments)] for arguments, _ in BAD]
+    for (status, errors), (arguments, message) in zip(run_commands("align", cases), BAD, strict=True):
+        assert status == 2, (arguments, errors)
+        assert message in errors, arguments
+        assert len(errors.strip().splitlines()) == 1, errors
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize(
-    "field",
-    [
+def test_bad_settings_of_the_study(tmp_path):
+    fields = [
         "eval.n_folds=0",
         "eval.batch_size=0",
         "n_hidden=(0,)",
@@ -217,13 +258,13 @@ def test_bad_input_is_one_line_and_status_2(activations, tmp_path, arguments, me
         "toy.steps=0",
         "n_hidden=(8,8)",
         "chunk=-1",
-    ],
-)
-def test_bad_settings_of_the_study(tmp_path, field):
-    done = run_command("toy_alignment", f"--workdir={tmp_path}/run", f"--config.{field}")
-    assert done.returncode == 2, done.stderr
-    assert done.stderr.strip().splitlines()[-1].startswith("error: ")
-    assert "Traceback" not in done.stderr
+    ]
+    for status, errors in run_commands(
+        "toy_alignment", [[f"--workdir={tmp_path}/run", f"--config.{field}"] for field in fields]
+    ):
+        assert status == 2, errors
+        assert errors.strip().splitlines()[-1].startswith("error: ")
+        assert "Traceback" not in errors
     assert not (tmp_path / "run").exists()
 
 

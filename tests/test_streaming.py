@@ -280,6 +280,7 @@ BATCH = np.ones((16, 6), np.float32)
         ([BATCH, BATCH[:8]], {}, r"the first is float32\[16, 6\], batch 1 float32\[8, 6\]"),
         ([BATCH, BATCH.astype(np.float16)], {}, r"batch 1 float16\[16, 6\]"),
         ([BATCH, BATCH * np.array([1, 1, np.inf, 1, np.nan, 1], np.float32)], {}, "batch 1 holds 32 NaN or infinite values"),
+        (BATCH, {}, r"got an array: use superpos.data.Batches\(array, n\)"),
         ([3.0], {}, "must give arrays of numbers with samples along the first axis, got float"),
         ("rows.npy", {}, "must give arrays of numbers with samples along the first axis, got str"),
         ([BATCH], {"steps": 0}, "steps must be at least 1, got 0"),

@@ -8,25 +8,13 @@ from superpos.sae.archetypal import Archetypal
 from superpos.sae.base import SparseAutoencoder, geometric_median
 from superpos.sae.batch_topk import BatchTopK
 from superpos.sae.gated import Gated
-from superpos.sae.io import load, save
+from superpos.sae.io import ARCHITECTURES, load, save
 from superpos.sae.jumprelu import JumpReLU
 from superpos.sae.matching_pursuit import MatchingPursuit
 from superpos.sae.matryoshka import Matryoshka
 from superpos.sae.nonnegative import NonNegative
 from superpos.sae.topk import PUBLISHED, TopK
 from superpos.sae.vanilla import Vanilla
-
-ARCHITECTURES = {
-    "vanilla": Vanilla,
-    "topk": TopK,
-    "batch_topk": BatchTopK,
-    "jumprelu": JumpReLU,
-    "gated": Gated,
-    "matryoshka": Matryoshka,
-    "matching_pursuit": MatchingPursuit,
-    "archetypal": Archetypal,
-    "nonnegative": NonNegative,
-}
 
 __all__ = [
     "ARCHITECTURES",

@@ -15,7 +15,29 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from superpos.sae.archetypal import Archetypal
 from superpos.sae.base import Params, SparseAutoencoder
+from superpos.sae.batch_topk import BatchTopK
+from superpos.sae.gated import Gated
+from superpos.sae.jumprelu import JumpReLU
+from superpos.sae.matching_pursuit import MatchingPursuit
+from superpos.sae.matryoshka import Matryoshka
+from superpos.sae.nonnegative import NonNegative
+from superpos.sae.topk import TopK
+from superpos.sae.vanilla import Vanilla
+
+# By the names that folders and experiments know them by.
+ARCHITECTURES: dict[str, type[SparseAutoencoder]] = {
+    "vanilla": Vanilla,
+    "topk": TopK,
+    "batch_topk": BatchTopK,
+    "jumprelu": JumpReLU,
+    "gated": Gated,
+    "matryoshka": Matryoshka,
+    "matching_pursuit": MatchingPursuit,
+    "archetypal": Archetypal,
+    "nonnegative": NonNegative,
+}
 
 _CONFIG, _WEIGHTS = "cfg.json", "sae_weights.safetensors"
 
@@ -68,8 +90,6 @@ def save(
     Raises:
         ValueError: an unknown format, params that do not fit, an architecture without counterpart, or a path that is taken.
     """
-    from superpos.sae import ARCHITECTURES
-
     if format not in ("superpos", "saelens"):
         raise ValueError(f"format takes superpos, saelens, got {format!r}.")
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((sae, params))):
@@ -219,8 +239,6 @@ def _present(path, config):
 
 
 def _from_saelens(path, config, tensors, factor):
-    from superpos.sae import ARCHITECTURES
-
     d_in, d_sae = int(config["d_in"]), int(config["d_sae"])
     vectors, name, fields = _READ[config["architecture"]]
     if "scaling_factor" in tensors and np.allclose(tensors["scaling_factor"], 1):  # some old folders have one without use
@@ -244,8 +262,6 @@ def _from_saelens(path, config, tensors, factor):
 
 
 def _own(path, config, tensors):
-    from superpos.sae import ARCHITECTURES
-
     own = config["superpos"]
     kind = ARCHITECTURES.get(own["architecture"])
     if kind is None:  # of a later version

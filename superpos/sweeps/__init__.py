@@ -103,6 +103,8 @@ def sweep(
     eval_key = jax.random.key(0xE7A15EED) if eval_key is None else eval_key
     layout = Layout(axes, len(keys), listed)
     study = Study(train, score, layout, keys, data_key, eval_key)
+    if jax.process_count() == 1:  # of devices without a model or pair of their own, each would compute one that another has
+        devices = devices[: max(math.prod(stage.shape) for stage in study.stages.values())]
 
     first = jax.process_index() == 0  # the one that reads and writes
     run: Any = None  # None on all others
