@@ -99,7 +99,7 @@ def describe(array: np.ndarray | data.Store) -> tuple[dict[str, Any], dict[str, 
         x = np.asarray(array[at : at + n_block], np.float64).reshape(-1, n_channels)
         shift = x.mean(axis=0) if shift is None else shift  # near the mean, so that little cancels
         low, high = np.minimum(low, x.min(axis=0)), np.maximum(high, x.max(axis=0))
-        positive += np.count_nonzero(x > 0)
+        positive += int(np.count_nonzero(x > 0))
         x -= shift
         products += x.T @ x
         powers += [(x**power).sum(axis=0) for power in (1, 2, 3, 4)]
@@ -136,10 +136,10 @@ def draw(results: dict[str, Any], run: Run) -> None:
     colours = matplotlib.colormaps["cividis"](np.linspace(0, 0.9, max(len(spread), 1)))
     for (layer, found), colour in zip(spread.items(), colours, strict=False):
         counts = np.arange(1, len(found["channels"]) + 1)
-        left.plot(counts, found["components"], color=colour, label=layer)
+        left.plot(counts, found["components"], color=colour, label=f" {layer}")  # matplotlib hides _names
         left.plot(counts, found["channels"], color=colour, linestyle="--")
         # From the largest, so that the curve ends where no channel is as selective.
-        right.step(found["kurtosis"], 1 - (counts - 1) / len(counts), where="post", color=colour)
+        right.step(found["kurtosis"], 1 - (counts - 1) / len(counts), where="pre", color=colour)
     left.set_xscale("log")
     left.set_ylim(0, 1.02)
     left.set_xlabel("principal components (solid), channels (dashed), largest first")

@@ -5,6 +5,7 @@ It needs the extra `torch`: `pip install 'superpos[torch]'`.
 
 import dataclasses
 import difflib
+import functools
 import hashlib
 import importlib
 import json
@@ -155,8 +156,9 @@ def extract(
             "random": an untrained model, of torchvision and timm, drawn from the seed; or the file of a state dict
             (`torch.save`, or `.safetensors`).
         position: which positions of a layer's grid: "center" (row height // 2, column width // 2), their "mean", "all" of
-            them, "class" (the first token), or how many to sample. The sampled ones are a function of the seed and of the grid
-            alone: alike in all layers and networks with an equal grid, so that their rows are the same patches.
+            them, "class" (the first token), or how many to sample, for each image others. The sampled ones are a function of
+            the seed, the grid and the image's number alone: alike in all layers and networks with an equal grid, so that
+            their rows are the same patches. They are kept in `positions_<grid>.npy`, `(images, positions)`.
         seed: of sampled positions and of random weights.
         preprocessing: by default `Preprocessing()`.
         channel_axis: of outputs with four axes: 1, or -1 for models that keep channels last (Swin).
@@ -206,23 +208,37 @@ def extract(
         outputs = _forward(torch, network, modules, layers, preview, device, lambda _, output: _split(output, channel_axis))
     except (AssertionError, IndexError, RuntimeError, TypeError) as error:
         raise ValueError(f"model does not run on images of shape {size} on {device}: {' '.join(str(error).split())}") from error
-    arrays = {}
+    arrays: dict[str, dict[str, Any]] = {}
+    sampled = {}
     for layer, (rows, grid, others) in outputs.items():
+        if position == "class" and grid and not others:
+            raise ValueError(f"position class needs a token before the grid, but {layer} has none (grid {grid}).")
         shape = [len(stimuli), rows.shape[-1]]
-        if grid and position not in ("center", "mean", "class"):
-            shape.insert(1, math.prod(grid) if position == "all" else position)
-        chosen = _chosen(layer, position, seed, grid, others)
+        positions: Any = None
+        if grid and position == "all":
+            shape.insert(1, math.prod(grid))
+        elif grid and position == "center":
+            positions = int(np.ravel_multi_index([length // 2 for length in grid], grid))
+        elif grid and isinstance(position, int):
+            if position > math.prod(grid):
+                raise ValueError(f"position must be at most the {math.prod(grid)} positions of {layer}, got {position}.")
+            sampled[grid] = _sampled(seed, grid, position, len(stimuli))
+            shape.insert(1, position)
+            positions = f"positions_{'x'.join(map(str, grid))}.npy"
         file = f"{layer}.{format}"
-        arrays[layer] = {"file": file, "shape": shape, "grid": grid, "tokens_before_grid": others, "positions": chosen}
+        arrays[layer] = {"file": file, "shape": shape, "grid": grid, "tokens_before_grid": others, "positions": positions}
 
-    def take(layer, output):
+    def take(batch, layer, output):
         rows, grid, others = _split(output, channel_axis)
         if grid:
             rows = rows[:, 0] if position == "class" else rows[:, others:]
             if position == "mean":
                 rows = rows.float().mean(1)
-            elif (chosen := arrays[layer]["positions"]) is not None:
-                rows = rows[:, chosen[0] if position == "center" else chosen]
+            elif position == "center":
+                rows = rows[:, arrays[layer]["positions"]]
+            elif grid in sampled:
+                chosen = torch.from_numpy(sampled[grid][batch.start : batch.stop]).to(rows.device)
+                rows = torch.take_along_dim(rows, chosen[..., None], 1)
         with np.errstate(over="ignore"):
             # Copied now, since later layers may work in place.
             return rows.float().cpu().numpy().astype(dtype)
@@ -249,6 +265,8 @@ def extract(
         versions = {**environment(), **_versions("torch", "torchvision", "timm", "pillow")}
         manifest = {**described, "arrays": arrays, "images": stimuli.names, "environment": versions}
         _write(run.path / "manifest.json", manifest)
+        for grid, positions in sampled.items():
+            np.save(run.path / f"positions_{'x'.join(map(str, grid))}.npy", positions)
     writers = {layer: _writer(files[layer], arrays[layer]["shape"], dtype, format, new=done == 0) for layer in layers}
 
     def read(batch):
@@ -262,7 +280,8 @@ def extract(
         for batch, following in zip(batches, [*batches[1:], ()], strict=True):
             pixels = np.stack([image.result() for image in coming])
             coming = read(following)  # while the model works
-            for layer, rows in _forward(torch, network, modules, layers, pixels, device, take).items():
+            found = _forward(torch, network, modules, layers, pixels, device, functools.partial(take, batch))
+            for layer, rows in found.items():
                 finite = np.isfinite(rows).reshape(len(rows), -1).all(axis=1)
                 if not finite.all():
                     image, hint = stimuli.names[batch[int(np.argmin(finite))]], ": try float32" if dtype == "float16" else ""
@@ -370,17 +389,10 @@ def _split(output, channel_axis):
     return (output, (side, side), others) if others < side else (output, (n_tokens,), 0)
 
 
-def _chosen(layer, position, seed, grid, others):
-    """Indices of the positions in the grid, row by row; None where it is not some of them that are taken."""
-    if position == "class" and grid and not others:
-        raise ValueError(f"position class needs a token before the grid, but {layer} has none (grid {grid}).")
-    if not grid or position in ("mean", "all", "class"):
-        return None
-    if position == "center":
-        return [int(np.ravel_multi_index([length // 2 for length in grid], grid))]
-    if position > math.prod(grid):
-        raise ValueError(f"position must be at most the number of positions, {math.prod(grid)} in {layer}, got {position}.")
-    return np.sort(np.random.default_rng((seed, *grid)).choice(math.prod(grid), position, replace=False)).tolist()
+def _sampled(seed, grid, n_positions, n_images):
+    """Positions of each image, in ascending order; those of an image do not depend on how many come after it."""
+    rng = np.random.default_rng((seed, *grid))
+    return np.sort([rng.choice(math.prod(grid), n_positions, replace=False) for _ in range(n_images)], axis=1)
 
 
 def _writer(file, shape, dtype, format, new):
