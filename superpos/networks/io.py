@@ -8,6 +8,7 @@ import difflib
 import functools
 import hashlib
 import importlib
+import itertools
 import json
 import math
 import os
@@ -277,7 +278,7 @@ def extract(
     bar = tqdm(total=len(stimuli), initial=done, desc="extract", unit="image", disable=not shown)
     with bar, ThreadPoolExecutor() as pool:
         coming = read(batches[0]) if batches else []
-        for batch, following in zip(batches, [*batches[1:], ()], strict=True):
+        for batch, following in itertools.zip_longest(batches, batches[1:], fillvalue=range(0)):
             pixels = np.stack([image.result() for image in coming])
             coming = read(following)  # while the model works
             found = _forward(torch, network, modules, layers, pixels, device, functools.partial(take, batch))
