@@ -19,6 +19,8 @@ from superpos import data, plotting
 from superpos.networks import io
 from superpos.results import Run
 
+BLOCK = 2**23  # activations that are described at once
+
 
 def get_config() -> ConfigDict:
     """Every setting."""
@@ -92,7 +94,7 @@ def describe(array: np.ndarray | data.Store) -> tuple[dict[str, Any], dict[str, 
         first, the cumulative share of the variance; `kurtosis` of the live channels, in ascending order.
     """
     n_channels = array.shape[-1]
-    n_block = max(1, 2**23 // math.prod(array.shape[1:]))
+    n_block = max(1, BLOCK // math.prod(array.shape[1:]))
     shift, powers, products, positive = None, np.zeros((4, n_channels)), np.zeros((n_channels, n_channels)), 0
     low, high = np.full(n_channels, np.inf), np.full(n_channels, -np.inf)
     for at in range(0, len(array), n_block):
