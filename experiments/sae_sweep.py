@@ -305,12 +305,17 @@ def draw(results: dict[str, Any], run: Run) -> None:
             if f"random_{name}" in chosen[0]:
                 chosen.sort(key=lambda row: row["random_l0"])
                 untrained = [[row[f"random_{measure}"] for row in chosen] for measure in ("l0", name)]
-                axis.plot(*untrained, color=colour, linestyle="--", linewidth=0.8)
+                axis.plot(*untrained, color=colour, linestyle="--", linewidth=0.8, marker=".", markersize=3)
         if name == "recovery":
-            for row in (row for row in recovery if row["n_hidden"] == n_hidden and row["units"] != "random_sae"):
+            lines = [row for row in recovery if row["n_hidden"] == n_hidden and row["units"] != "random_sae"]
+            lines.sort(key=lambda row: row["mean"], reverse=True)
+            apart = 0.035 * lines[0]["mean"]  # names of lines that lie closer than this stand below each other
+            above = float("inf")
+            for row in lines:
                 units = "published SAE" if row["units"] == "sae" else row["units"]
                 axis.axhline(row["mean"], color=plotting.COLOURS[row["units"]], linestyle=":", linewidth=1)
-                axis.annotate(units, (1, row["mean"]), (2, -2), xycoords=("axes fraction", "data"), **_SMALL)
+                above = min(row["mean"], above - apart)
+                axis.annotate(units, (1, above), (2, -2), xycoords=("axes fraction", "data"), **_SMALL)
             axis.set_title(f"{n_hidden} hidden units")
         axis.set_xscale("log", base=2)
         axis.xaxis.set_major_formatter("{x:g}")
