@@ -76,16 +76,20 @@ def test_it_writes_activations_that_align_reads(config, conduct):
 
 
 def test_bad_input_is_one_line_and_leaves_nothing_behind(config, tmp_path):
-    given = [f"--config.model={config.model}", f"--config.images={config.images}", "--config.layers=('0',)"]
+    given = [f"--config.model={config.model}", f"--config.images={config.images}"]
+    layers = "--config.layers=('0',)"
     (tmp_path / "empty").mkdir()
     cases = {
-        ("--config.layers=()",): "config.layers is empty: pass --config.layers=",
+        (): "config.layers is empty: pass --config.layers=",
         ("--config.layers=('00',)",): "the model has no '00'; near names are 0",
-        ("--config.preprocessing.mean=0.5",): "mean must be three finite numbers",
-        ("--config.preprocessing.std=a,b,c",): "config.preprocessing.std must be three numbers like 0.5,0.5,0.5, got 'a,b,c'",
-        (f"--config.images={tmp_path / 'empty'}",): "must hold at least one image",
-        ("--config.model=no_such_package:net",): "no module 'no_such_package' to import",
-        ("--config.position=middle",): "position must be one of center, mean, all, class or a number",
+        ("--config.preprocessing.mean=0.5", layers): "mean must be three finite numbers",
+        (
+            "--config.preprocessing.std=a,b,c",
+            layers,
+        ): "config.preprocessing.std must be three numbers like 0.5,0.5,0.5, got 'a,b,c'",
+        (f"--config.images={tmp_path / 'empty'}", layers): "must hold at least one image",
+        ("--config.model=no_such_package:net", layers): "no module 'no_such_package' to import",
+        ("--config.position=middle", layers): "position must be one of center, mean, all, class or a number",
     }
     workdir = tmp_path / "run"
     done = run_commands("extract", [[*given, *case, f"--workdir={workdir}"] for case in cases])
