@@ -1,0 +1,1 @@
+"""Real representations: vision networks."""
