@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from test_experiments import small_study
 
 import superpos as sp
 from experiments import sae_sweep
@@ -16,13 +17,11 @@ def small():
     config.architectures = ("untied", "vanilla")
     config.sparsity.vanilla, config.sparsity.untied = (0.1, 5.0), (2, 5)
     config.options.untied = {"architecture": "topk", "tied": False}
-    config.features.n_features = 12
-    config.toy.update({"steps": 300, "batch_size": 64})
     config.sae.update({"steps": 100, "batch_size": 64})
-    config.published.update({"n_latents": 12, "k": 2, "steps": 10, "batch_size": 64})
-    config.oracle.update({"steps": 20, "penalties": (0.03,), "ridge_ratios": (0.0,), "n_samples": 100})
-    config.supervised.steps = 0
-    config.eval.update({"n_samples": 1000, "batch_size": 100})
+    study = small_study()
+    config.published, config.features, config.toy = study.sae, study.features, study.toy
+    config.oracle, config.supervised, config.eval = study.oracle, study.supervised, study.eval
+    config.toy.steps, config.supervised.steps = 300, 0
     return config
 
 

@@ -9,10 +9,8 @@ import functools
 import hashlib
 import importlib
 import itertools
-import json
 import math
 import os
-import sys
 import zipfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,7 +22,7 @@ import numpy as np
 from jaxtyping import Float
 
 from superpos import data
-from superpos.results import Run, environment, read_json
+from superpos.results import Run, environment, read_json, shows_progress, write_json
 
 EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 POSITIONS = ("center", "mean", "all", "class")
@@ -265,7 +263,7 @@ def extract(
     if done == 0:
         versions = {**environment(), **_versions("torch", "torchvision", "timm", "pillow")}
         manifest = {**described, "arrays": arrays, "images": stimuli.names, "environment": versions}
-        _write(run.path / "manifest.json", manifest)
+        write_json(run.path / "manifest.json", manifest)
         for grid, positions in sampled.items():
             np.save(run.path / f"positions_{'x'.join(map(str, grid))}.npy", positions)
     writers = {layer: _writer(files[layer], arrays[layer]["shape"], dtype, format, new=done == 0) for layer in layers}
@@ -274,8 +272,7 @@ def extract(
         return [pool.submit(lambda i: preprocessing(stimuli[i]), i) for i in batch]
 
     batches = [range(first, min(first + batch_size, len(stimuli))) for first in range(done, len(stimuli), batch_size)]
-    shown = sys.stderr.isatty() and not os.environ.get("TQDM_DISABLE") if progress is None else progress
-    bar = tqdm(total=len(stimuli), initial=done, desc="extract", unit="image", disable=not shown)
+    bar = tqdm(total=len(stimuli), initial=done, desc="extract", unit="image", disable=not shows_progress(progress))
     with bar, ThreadPoolExecutor() as pool:
         coming = read(batches[0]) if batches else []
         for batch, following in itertools.zip_longest(batches, batches[1:], fillvalue=range(0)):
@@ -288,7 +285,7 @@ def extract(
                     image, hint = stimuli.names[batch[int(np.argmin(finite))]], ": try float32" if dtype == "float16" else ""
                     raise ValueError(f"Layer {layer} has NaN or infinity, as {dtype}, for image {image}{hint}.")
                 writers[layer](batch, rows)
-            _write(counter, {"images": batch.stop})
+            write_json(counter, {"images": batch.stop})
             bar.update(len(batch))
     return {layer: data.load(str(file)) for layer, file in files.items()}
 
@@ -462,10 +459,3 @@ def _versions(*packages):
 
 def _hidden(name):
     return any(part.startswith((".", "__MACOSX")) for part in name.split("/"))
-
-
-def _write(file, content):
-    """Writes a JSON file whole or not at all."""
-    part = file.with_suffix(".part")
-    part.write_text(json.dumps(content, indent=1) + "\n")
-    part.replace(file)
