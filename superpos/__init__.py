@@ -6,6 +6,7 @@ See `align` to compare two representations, `fit` to train a toy model or a spar
 from superpos import (
     alignment,
     arrangements,
+    brain,
     evaluation,
     features,
     linalg,
@@ -31,6 +32,7 @@ __all__ = [
     "alignment",
     "arrangements",
     "assign_folds",
+    "brain",
     "evaluation",
     "features",
     "fit",
