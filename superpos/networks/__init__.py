@@ -1,0 +1,9 @@
+"""Vision networks that are trained here, and their task: images that are made inside the program.
+
+Not imported by `superpos`, because Flax takes seconds to load: `from superpos import networks`.
+"""
+
+from superpos.networks.images import SHAPES, TEXTURES, ShapesAndTextures
+from superpos.networks.models import CNN, Classifier, ViT
+
+__all__ = ["CNN", "SHAPES", "TEXTURES", "Classifier", "ShapesAndTextures", "ViT"]
