@@ -6,6 +6,7 @@ has seen, only you know). Look at sae->sae against neuron->neuron, and at what t
 an untrained SAE has as many latents, of which as many are active, but has learned nothing.
 """
 
+import functools
 import time
 from pathlib import Path
 from typing import Any
@@ -138,8 +139,8 @@ class Study:
             if self.saes[side].n_inputs != units:
                 raise ValueError(f"config.{side}_sae must read {units} units, got {self.saes[side].n_inputs} in {path}.")
             # Untrained, others than TopK are as sparse as chance has it, and the scale of inputs may be in trained weights.
-            sae, params = self.saes[side], self.loaded[side]
-            k = round(float(jax.jit(lambda x, sae=sae, params=params: active(sae.encode(params, x)))(samples)))
+            sae = self.saes[side]
+            k = round(float(jax.jit(functools.partial(sp.evaluation.evaluate, sae))(self.loaded[side], samples).l0))
             self.controls[side] = sp.sae.TopK(units, sae.n_latents, min(max(k, 1), sae.n_latents))
 
     def train(self, key, data, side):
@@ -162,10 +163,8 @@ class Study:
                 batch_size=settings.batch_size,
                 optimizer=optax.adam(optax.cosine_decay_schedule(settings.learning_rate, settings.steps)),
             )
-        h = sae.encode(params, held_out)
-        error = held_out - sae.decode(params, h, held_out)
-        unexplained = jnp.mean(error**2) / jnp.mean((held_out - held_out.mean(axis=0)) ** 2)
-        found = {"explained": 1 - unexplained, "l0": active(h), "random_l0": active(control.encode(start, held_out))}
+        trained, untrained = sp.evaluation.evaluate(sae, params, held_out), sp.evaluation.evaluate(control, start, held_out)
+        found = {"explained": 1 - trained.fvu, "l0": trained.l0, "random_l0": untrained.l0}
         return {"sae": params, "random_sae": start, **found}
 
     def compare(self, which, data, kind):
@@ -240,11 +239,6 @@ def compute(config: ConfigDict, run: Run) -> dict[str, Any]:
     rows.sort(key=lambda row: (names.index(row["metric"]), COMPARISONS.index(row["comparison"])))
     seconds = {"training": trained_at - started, "scoring": time.perf_counter() - trained_at}
     return run.finish(rows, seconds, variance_explained=explained, n_scored=len(loaded["groups"]))
-
-
-def active(h):
-    """Mean number of active latents of a sample."""
-    return jnp.mean(jnp.sum(h > 0, axis=1))
 
 
 def _kind(comparison):

@@ -143,20 +143,16 @@ class Study:
 
     def measure(self, sae, params, toy, key):
         """Recovery, active latents, unexplained variance and dead latents of one SAE: a number each."""
-        sums = sp.evaluation.init(sae.n_inputs, sae.n_latents)
-        moments = sp.moments.init(sae.n_latents, self.toys.features.n_features, 1, {"xy"})
 
-        def add(state, i):
-            sums, moments = state
+        def add(sums, i):
             z = self.toys.features.sample(jax.random.fold_in(key, i), self.config.eval.batch_size)
             x = self.toys.toy(sae.n_inputs).encode(toy, z)
             h = sae.encode(params, x)
-            return (sp.evaluation.update(sums, x, h, sae.decode(params, h, x)), sp.moments.update(moments, h, z, 0)), None
+            return sp.evaluation.update(sums, x, h, sae.decode(params, h, x), z), None
 
-        (sums, moments), _ = lax.scan(add, (sums, moments), jnp.arange(self.toys.eval_batches))
-        report = sp.evaluation.report(sums)
-        recovery = sp.metrics.FeatureRecovery()(moments).mean
-        return {"recovery": recovery, "l0": report.l0, "fvu": report.fvu, "dead": report.dead}
+        sums = sp.evaluation.init(sae.n_inputs, sae.n_latents, self.toys.features.n_features)
+        report = sp.evaluation.report(lax.scan(add, sums, jnp.arange(self.toys.eval_batches))[0])
+        return {"recovery": report.recovery["feature_recovery"].mean, "l0": report.l0, "fvu": report.fvu, "dead": report.dead}
 
     def score(self, state_a, state_b, eval_key, n_hidden, architecture, n_latents, rung):
         """Alignment of the latents of two seeds: `{metric: (kinds,)}`."""
@@ -305,12 +301,17 @@ def draw(results: dict[str, Any], run: Run) -> None:
             if f"random_{name}" in chosen[0]:
                 chosen.sort(key=lambda row: row["random_l0"])
                 untrained = [[row[f"random_{measure}"] for row in chosen] for measure in ("l0", name)]
-                axis.plot(*untrained, color=colour, linestyle="--", linewidth=0.8)
+                axis.plot(*untrained, color=colour, linestyle="--", linewidth=0.8, marker=".", markersize=3)
         if name == "recovery":
-            for row in (row for row in recovery if row["n_hidden"] == n_hidden and row["units"] != "random_sae"):
+            lines = [row for row in recovery if row["n_hidden"] == n_hidden and row["units"] != "random_sae"]
+            lines.sort(key=lambda row: row["mean"], reverse=True)
+            apart = 0.035 * lines[0]["mean"]  # names of lines that lie closer than this stand below each other
+            above = float("inf")
+            for row in lines:
                 units = "published SAE" if row["units"] == "sae" else row["units"]
                 axis.axhline(row["mean"], color=plotting.COLOURS[row["units"]], linestyle=":", linewidth=1)
-                axis.annotate(units, (1, row["mean"]), (2, -2), xycoords=("axes fraction", "data"), **_SMALL)
+                above = min(row["mean"], above - apart)
+                axis.annotate(units, (1, above), (2, -2), xycoords=("axes fraction", "data"), **_SMALL)
             axis.set_title(f"{n_hidden} hidden units")
         axis.set_xscale("log", base=2)
         axis.xaxis.set_major_formatter("{x:g}")

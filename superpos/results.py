@@ -9,6 +9,7 @@ import platform
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Iterable
 from importlib import metadata
 from pathlib import Path
@@ -57,7 +58,7 @@ class Run:
             return
         self.path.mkdir(parents=True, exist_ok=True)
         if not self._config_file.exists():
-            _write_json(self._config_file, self._described())
+            write_json(self._config_file, self._described())
         self._check_config()
 
     def finished(self) -> dict[str, Any] | None:
@@ -77,7 +78,7 @@ class Run:
         if not self.keeps:
             return results
         self.claim()
-        _write_json(self.path / "results.json", results)
+        write_json(self.path / "results.json", results)
         return read_json(self.path / "results.json")
 
     def save(self, name: str, tree: Any) -> None:
@@ -200,6 +201,11 @@ class Run:
         return (self.path / "checkpoints" / name).absolute()
 
 
+def shows_progress(progress: bool | None) -> bool:
+    """Whether to show a bar; by default (None) where standard error is a terminal and TQDM_DISABLE is not set."""
+    return sys.stderr.isatty() and not os.environ.get("TQDM_DISABLE") if progress is None else progress
+
+
 def environment() -> dict[str, Any]:
     """Versions, device and git commit that a result was made with."""
     import jax
@@ -320,7 +326,7 @@ def _nested(found):
     return list(inner.values()) if inner and all(isinstance(key, int) for key in inner) else inner
 
 
-def _write_json(file, content):
+def write_json(file: Path, content: Any) -> None:
     """Writes a file whole or not at all."""
     part = file.with_suffix(".part")
     part.write_text(json.dumps(_finite(content), indent=1, allow_nan=False) + "\n")

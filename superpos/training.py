@@ -5,7 +5,6 @@ import contextlib
 import contextvars
 import itertools
 import os
-import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
@@ -199,8 +198,7 @@ def fit_stream(
             run.remove(name)
 
     advance = jax.jit(step, donate_argnums=0, out_shardings=whole)
-    if progress is None:
-        progress = sys.stderr.isatty() and not os.environ.get("TQDM_DISABLE")
+    progress = results.shows_progress(progress)
     with tqdm(total=steps, initial=done, desc="fit_stream", unit="step", unit_scale=True, disable=not progress) as bar:
         for i in range(done, steps):
             try:

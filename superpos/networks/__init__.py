@@ -1,4 +1,5 @@
-"""Vision networks that are trained here, and their task: images that are made inside the program.
+"""Vision networks: `io` has images from files and the activations of PyTorch models to them; here are those that are trained
+in the program, and their task, whose images are made in it.
 
 Not imported by `superpos`, because Flax takes seconds to load: `from superpos import networks`.
 """

@@ -19,7 +19,7 @@ _CHOICES = {
     "bias": ("zero", "median"),
     "dead": ("reanimate", "auxiliary", "signed", "resample", "none"),
 }
-_AT_LEAST_0 = ("dead_after", "dead_weight", "sparsity_warmup", "sparsity_start", "l1", "l0", "delta")
+_COEFFICIENTS = ("dead_after", "dead_weight", "sparsity_warmup", "sparsity_start", "l1", "l0", "delta", "bandwidth", "start")
 _ABOVE_0 = ("bandwidth", "start")
 
 STATIC = {"static": True}  # fields that set shapes or branches, and so cannot be traced
@@ -111,11 +111,10 @@ class SparseAutoencoder:
             if getattr(self, name) not in choices:
                 listed = ", ".join(map(str, choices))
                 raise ValueError(f"{name} of {type(self).__name__} takes {listed}, got {getattr(self, name)!r}.")
-        for names, allowed, bound in ((_AT_LEAST_0, (0.0).__le__, "at least 0"), (_ABOVE_0, (0.0).__lt__, "above 0")):
-            for name in names:
-                value = getattr(self, name, 1.0)
-                if isinstance(value, int | float) and not allowed(float(value)):  # traced ones cannot be checked
-                    raise ValueError(f"{name} must be {bound}, got {value}.")
+        for name in _COEFFICIENTS:
+            value, zero = getattr(self, name, None), name not in _ABOVE_0
+            if isinstance(value, int | float) and not (value > 0 or (zero and value == 0)):  # traced ones cannot be checked
+                raise ValueError(f"{name} must be {'at least' if zero else 'above'} 0, got {value}.")
         if self.dead_k is not None and not 1 <= self.dead_k <= self.n_latents:
             raise ValueError(f"dead_k must be between 1 and n_latents = {self.n_latents}, or None, got {self.dead_k}.")
 
@@ -251,6 +250,11 @@ class SparseAutoencoder:
         if self.centered:
             bias = bias - params["b_dec"] @ params["W_enc"]
         return linear(x, params["W_enc"], bias)
+
+    @property
+    def _warms(self) -> bool:
+        """Whether sparsity may differ from step to step."""
+        return not (isinstance(self.sparsity_warmup, int) and self.sparsity_warmup == 0)
 
     def _warm(self, step: ArrayLike) -> ArrayLike:
         """The sparsity of a step, as a factor of what it is in the end."""

@@ -41,8 +41,7 @@ class MatchingPursuit(SparseAutoencoder):
     def __post_init__(self):
         super().__post_init__()
         object.__setattr__(self, "k", checked_k(self.k, self.n_latents))
-        fixed = isinstance(self.k, int) and isinstance(self.sparsity_warmup, int) and self.sparsity_warmup == 0
-        if self.most is None and not fixed:
+        if self.most is None and (self._warms or not isinstance(self.k, int)):
             raise ValueError("most must give the largest k, where k is no plain int or sparsity warms up.")
         if self.most is not None and isinstance(self.k, int) and self.most < self.k:
             raise ValueError(f"most must be at least k = {self.k}, got {self.most}.")

@@ -66,7 +66,7 @@ def checked_k(k, n_latents):
 
 def warm_k(sae, step):
     """The k of a step."""
-    if isinstance(sae.sparsity_warmup, int) and sae.sparsity_warmup == 0:
+    if not sae._warms:
         return sae.k
     k = jnp.round(sae.k / jnp.maximum(sae._warm(step), 1e-6)).astype(int)
     return jnp.clip(k, 1, sae.n_latents)

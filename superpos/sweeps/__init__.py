@@ -3,7 +3,6 @@
 import inspect
 import math
 import os
-import sys
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Key
 
-from superpos.results import Run, read_json
+from superpos.results import Run, read_json, shows_progress
 from superpos.sweeps.processes import agree, together
 from superpos.sweeps.program import Bar, Program, free_memory
 from superpos.sweeps.study import Study, read
@@ -113,7 +112,7 @@ def sweep(
         together(lambda: study.restore(run))
         study.broadcast()
     if progress is None:  # where processes would differ in it, so would their programs
-        progress = sys.stderr.isatty() and jax.process_count() == 1 and not os.environ.get("TQDM_DISABLE")
+        progress = shows_progress(None) and jax.process_count() == 1
     bar = Bar(progress, "sweep", shown=first)
     compiled = time.perf_counter()
     n_programs = n_bytes = 0
