@@ -160,7 +160,7 @@ def test_it_learns_and_reports_its_accuracy():
     params, history = run(jax.random.key(0))
     images, labels = task.sample(jax.random.key(9), 200)
     accuracy = model.accuracy(params, images, labels)
-    assert accuracy > 0.8
+    assert accuracy > 0.5 + 4 * (0.25 / 200) ** 0.5  # chance, and four standard errors of it
     assert accuracy == np.mean(np.argmax(model.logits(params, images), axis=1) == labels)
     assert history["accuracy"][-20:].mean() > history["accuracy"][:20].mean() + 0.1
 

@@ -1,5 +1,4 @@
-"""Vision networks: `io` has images from files and the activations of PyTorch models to them; here are those that are trained
-in the program, and their task, whose images are made in it.
+"""Vision networks that are trained here and their task; `io` has images from files, and PyTorch models' activations to them.
 
 Not imported by `superpos`, because Flax takes seconds to load: `from superpos import networks`.
 """

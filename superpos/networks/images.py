@@ -96,8 +96,8 @@ class ShapesAndTextures:
 
         radius = uniform(0.5, 0.85)
         return {
-            "shape": jax.random.randint(next(keys), n, 0, len(self.shapes)),
-            "texture": jax.random.randint(next(keys), n, 0, len(self.textures)),
+            "shape": jax.random.randint(next(keys), (n,), 0, len(self.shapes)),
+            "texture": jax.random.randint(next(keys), (n,), 0, len(self.textures)),
             "radius": radius,
             "place": uniform(-1, 1, 2) * (1 - radius[:, None]),  # the whole shape is in view
             "rotation": uniform(-0.4, 0.4),
