@@ -336,9 +336,9 @@ def compute(config: ConfigDict, run: Run) -> dict[str, Any]:
             for layer in chosen:
                 for i, value in enumerate(batch):
                     at = {"layer": layer, **({"setting": name, "value": value} if name else {})}
-                    if name == "share":
-                        at["n_images"] = round(value * layers[layer]["n_images"])
-                    saes += [{**at, **row} for row in described[layer, i]]
+                    share = value if name == "share" else config.sae.share
+                    n_images = round(share * layers[layer]["n_images"])
+                    saes += [{**at, "n_images": n_images, **row} for row in described[layer, i]]
                     for metric in (metric.name for metric in study.metrics):
                         scores = {c: found[layer, i, metric, c] for c in COMPARISONS if (layer, i, metric, c) in found}
                         if not name:
@@ -452,13 +452,17 @@ def draw(results: dict[str, Any], run: Run) -> None:
         axis.set_title(plotting.title(metric))
     axes[0, 0].set_ylabel("held-out Pearson r")
     for line, setting in zip(axes[1:], settings, strict=True):
-        of_setting = [row for row in curves if row["setting"] == setting]
-        layer, chosen = of_setting[0]["layer"], run.config["sae"][setting]
-        # The others as in the bars: their value of this setting is a point of the curve too.
-        whole = {"setting": setting, "value": chosen}
+        points = [row for row in curves if row["setting"] == setting]
+        layer = points[0]["layer"]
+        # The bars have a value of this setting too.
+        points += [{**row, "setting": setting, "value": run.config["sae"][setting]} for row in rows if row["layer"] == layer]
         if setting == "share":
-            whole["n_images"] = round(of_setting[0]["n_images"] / of_setting[0]["value"] * chosen)
-        points = of_setting + [{**row, **whole} for row in rows if row["layer"] == layer]
+            n_images = {
+                row.get("value", run.config["sae"]["share"]): row["n_images"]
+                for row in results["saes"]
+                if row.get("setting", setting) == setting
+            }
+            points = [{**row, "value": n_images[row["value"]]} for row in points]
         for axis, metric in zip(line, metrics, strict=True):
             _curve(axis, setting, [row for row in points if row["metric"] == metric])
         line[0].set_ylabel(f"{layer}\nheld-out Pearson r")
@@ -473,19 +477,16 @@ def draw(results: dict[str, Any], run: Run) -> None:
 
 def _curve(axis, setting, rows):
     """Scores against a setting, a line a comparison; neurons, which know nothing of it, as a line across."""
-    x, label = ("n_images", "images that train the SAEs") if setting == "share" else ("value", setting)
-    values = (
-        sorted({row[x] for row in rows}) if not isinstance(rows[0][x], str) else list(dict.fromkeys(row[x] for row in rows))
-    )
+    values = list(dict.fromkeys(row["value"] for row in rows))
     numeric = not isinstance(values[0], str)
     for comparison in COMPARISONS:
-        line = sorted((row for row in rows if row["comparison"] == comparison), key=lambda row: values.index(row[x]))
+        line = sorted((row for row in rows if row["comparison"] == comparison), key=lambda row: values.index(row["value"]))
         colour = plotting.COLOURS[comparison]
         if len(line) == 1:
             axis.axhline(line[0]["mean"], color=colour, linewidth=1)
             axis.axhspan(*(line[0]["ci95"] or [line[0]["mean"]] * 2), color=colour, alpha=0.15, linewidth=0)
             continue
-        at = [row[x] if numeric else values.index(row[x]) for row in line]
+        at = [row["value"] if numeric else values.index(row["value"]) for row in line]
         style = ":" if comparison.startswith("random") else "-"
         style = style if numeric else ""
         axis.errorbar(
@@ -497,7 +498,7 @@ def _curve(axis, setting, rows):
         axis.minorticks_off()
     else:
         axis.set_xticks(range(len(values)), values, rotation=20)
-    axis.set_xlabel(label)
+    axis.set_xlabel("images that train the SAEs" if setting == "share" else setting)
 
 
 if __name__ == "__main__":
