@@ -57,7 +57,7 @@ def get_config() -> ConfigDict:
 
 
 def read(config: ConfigDict) -> dict[str, Any]:
-    """Both sides: for each the scored and the training samples; the groups of the scored samples.
+    """Both sides: for each the scored and the training samples; the groups of both.
 
     A group is the samples that share an index on the first axis. Groups are split between training and scoring.
 
@@ -96,14 +96,22 @@ def read(config: ConfigDict) -> dict[str, Any]:
         scored = ~np.isin(groups, order[: round(config.train_fraction * n_groups)])
         if scored.all() or not scored.any():
             raise ValueError(f"config.train_fraction={config.train_fraction} of {n_groups} groups leaves nothing on one side.")
-    training = {}
+    training, training_groups = {}, {}
     for side, array in sides.items():
         # With SAEs for both sides all samples are scored; untrained ones take no more than scale and median from them.
-        others = array if scored.all() else array[~scored]
-        training[side] = _read_one(config, side, train_files[side])[0] if train_files[side] else others
+        used = scored if scored.all() else ~scored
+        training[side], training_groups[side] = array[used], groups[used]
+        if train_files[side]:
+            training[side], own = _read_one(config, side, train_files[side])
+            training_groups[side] = np.arange(len(training[side])) if own is None else own
         if training[side].shape[1] != array.shape[1]:
             raise ValueError(f"config.{side}_train must have {array.shape[1]} units, got {training[side].shape[1]}.")
-    return {"scored": {side: array[scored] for side, array in sides.items()}, "training": training, "groups": groups[scored]}
+    return {
+        "scored": {side: array[scored] for side, array in sides.items()},
+        "groups": groups[scored],
+        "training": training,
+        "training_groups": training_groups,
+    }
 
 
 def _read_one(config, side, path):

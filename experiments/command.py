@@ -79,7 +79,7 @@ def main(
             if not 0 <= config.seed < 2**32:
                 _fail(f"config.seed must be between 0 and {2**32 - 1}, got {config.seed}.")
             _check(config)
-            inputs = {field: data.fingerprint(config[field]) for field in files if config[field]}
+            inputs = {field: _fingerprints(config[field]) for field in files if config[field]}
             keeps = jax.process_index() == 0
             described = {**config.to_dict(), **({"sha256": inputs} if inputs else {})}
             described.pop("chunk", None)  # how it is computed, not what: a run may go on with another
@@ -116,6 +116,10 @@ def _check(config):
             raise ValueError(f"config.{field} must hold numbers only, got {value}.")
         if len(set(values)) < len(values):
             raise ValueError(f"config.{field} has a value twice, got {value}.")
+
+
+def _fingerprints(paths):
+    return data.fingerprint(paths) if isinstance(paths, str) else [data.fingerprint(path) for path in paths]
 
 
 def _fields(config):

@@ -30,11 +30,13 @@ class Sums:
     Attributes:
         samples: moments, of one fold, of the inputs x and of three numbers a sample: |x - x̂|², |x̂|² and x̂·x.
         active: `(n_latents,)`, the number of samples in which each latent is not 0; exact up to 2³¹.
+        mass: `(n_latents,)`, Σ|h|.
         recovery: moments, of one fold, of the latents and the true features; None where these are not known.
     """
 
     samples: Moments
     active: Int[Array, " latents"]
+    mass: Float[Array, " latents"]
     recovery: Moments | None
 
 
@@ -51,6 +53,10 @@ class Report(NamedTuple):
         shrinkage: scalar, relative reconstruction bias γ = Σ|x̂|² / Σ x̂·x, by which reconstructions must be divided to lie
             nearest to the inputs: below 1 where they are too small. Not centred, as in the source, so that a mean far from 0
             hides it; NaN for reconstructions that are 0. Source: Rajamanoharan et al. 2024 (arXiv 2404.16014), equation 10.
+        effective: scalar, effective number of features exp(-Σ p log p), where p is a latent's share of Σ|h|: with n_inputs
+            orthogonal features that are equally strong, n_inputs. Divided by n_inputs it measures superposition; it grows with
+            the number of active latents, so compare SAEs of equal l0, and with an untrained one. NaN where no latent is active.
+            Source: Bereska et al. 2025 (arXiv 2512.13568).
         recovery: the `Score` of "feature_recovery", "mcc" and "uniqueness" (`sp.metrics.FeatureRecovery`, `MeanCorrelation`,
             `Uniqueness`) over all samples, latents as units; empty where the true features are not known.
     """
@@ -60,6 +66,7 @@ class Report(NamedTuple):
     dead: Float[Array, ""]
     density: Float[Array, " latents"]
     shrinkage: Float[Array, ""]
+    effective: Float[Array, ""]
     recovery: dict[str, Score]
 
 
@@ -111,7 +118,8 @@ def init(n_inputs: int, n_latents: int, n_features: int | None = None) -> Sums:
         n_features: number of true features; None where they are not known. Static.
     """
     recovery = None if n_features is None else moments.init(n_latents, n_features, 1, "xy")
-    return Sums(moments.init(n_inputs, 3, 1, "xy"), jnp.zeros(n_latents, jnp.int32), recovery)
+    samples = moments.init(n_inputs, 3, 1, "xy")
+    return Sums(samples, jnp.zeros(n_latents, jnp.int32), jnp.zeros(n_latents, samples.xy.dtype), recovery)
 
 
 def update(
@@ -149,6 +157,7 @@ def update(
     return Sums(
         samples=moments.update(sums.samples, x, jnp.stack(lengths, axis=1), fold),
         active=sums.active + jnp.sum(h != 0, axis=0, dtype=jnp.int32),
+        mass=sums.mass + jnp.sum(jnp.abs(h), axis=0),
         recovery=None if sums.recovery is None or z is None else moments.update(sums.recovery, h, z, fold),
     )
 
@@ -162,7 +171,7 @@ def merge(a: Sums, b: Sums) -> Sums:
     if jax.tree.map(jnp.shape, a) != jax.tree.map(jnp.shape, b):
         raise ValueError("a and b must have the same numbers of inputs, latents and features.")
     recovery = None if a.recovery is None or b.recovery is None else moments.merge(a.recovery, b.recovery)
-    return Sums(moments.merge(a.samples, b.samples), a.active + b.active, recovery)
+    return Sums(moments.merge(a.samples, b.samples), a.active + b.active, a.mass + b.mass, recovery)
 
 
 @jax.jit
@@ -179,6 +188,7 @@ def report(sums: Sums) -> Report:
         dead=jnp.mean(density == 0, where=count > 0, dtype=density.dtype),
         density=density,
         shrinkage=squares / product,
+        effective=jnp.exp(jnp.sum(jax.scipy.special.entr(sums.mass / jnp.sum(sums.mass)))),
         recovery={metric.name: metric(sums.recovery) for metric in metrics},
     )
 

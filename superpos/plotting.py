@@ -94,8 +94,7 @@ def alignment_by_width(rows: Sequence[dict[str, Any]], recovery: Sequence[dict[s
         axis.set_xlim(widths[0] / 1.5, widths[-1] * 1.5)
         axis.set_xlabel("hidden units")
         axis.set_ylim(min(0, axis.get_ylim()[0]), 1)
-        title = "Feature recovery" if panel == "recovery" else _TITLES.get(panel, panel)
-        axis.set_title(title)
+        axis.set_title("Feature recovery" if panel == "recovery" else title(panel))
     axes[0].set_ylabel("mean over pairs of seeds, held out")
     axes[-1].set_ylabel("highest correlation with any unit")
     axes[-1].legend(title="units", fontsize=8, title_fontsize=8, loc="upper left", frameon=False)
@@ -139,11 +138,44 @@ def alignment_bars(rows: Sequence[dict[str, Any]], title: str, path: str | PathL
             )
         axis.set_yticks(range(len(comparisons)), comparisons)
         axis.invert_yaxis()
-        axis.set_xlabel(_TITLES.get(metric, metric))
+        axis.set_xlabel(title(metric))
         axis.margins(x=0.18)  # room for the numbers
         axis.axvline(0, color="black", linewidth=0.8)
     figure.suptitle(f"{title}\n{caption(rows)} of the SAEs, the samples held fixed", fontsize=9, color="#444444")
     save(figure, path)
+
+
+def grouped_bars(axis: Any, rows: Sequence[dict[str, Any]], by: str) -> None:
+    """A group of bars for each value of a column, a bar a comparison, with 95 % intervals; labelled for a legend.
+
+    Args:
+        axis: to draw on.
+        rows: rows of alignment of one metric.
+        by: the column, such as "layer".
+    """
+    groups = list(dict.fromkeys(row[by] for row in rows))
+    comparisons = list(dict.fromkeys(row["comparison"] for row in rows))
+    width = 0.8 / len(comparisons)
+    for i, comparison in enumerate(comparisons):
+        chosen = [row for row in rows if row["comparison"] == comparison]
+        positions = [groups.index(row[by]) + (i - (len(comparisons) - 1) / 2) * width for row in chosen]
+        axis.bar(
+            positions,
+            means(chosen),
+            yerr=errors(chosen),
+            width=0.9 * width,
+            color=COLOURS.get(comparison, "grey"),
+            label=comparison,
+            error_kw={"capsize": 1.5, "ecolor": "#777777", "linewidth": 0.8},
+        )
+    axis.set_xticks(range(len(groups)), groups, rotation=20 if max(map(len, map(str, groups))) > 8 else 0)
+    axis.set_xlabel(by)
+    axis.axhline(0, color="black", linewidth=0.8)
+
+
+def title(metric: str) -> str:
+    """What a panel of a metric is called."""
+    return _TITLES.get(metric, metric)
 
 
 def means(rows: Sequence[dict[str, Any]]) -> list[float]:

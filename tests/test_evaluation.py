@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from references import pearson
 from scipy.optimize import linear_sum_assignment
+from scipy.stats import entropy
 from sklearn.metrics import r2_score
 
 import superpos as sp
@@ -45,6 +46,7 @@ def test_an_orthogonal_dictionary_that_reconstructs_exactly_up_to_its_length():
     np.testing.assert_allclose(found.l0, np.tile((z > 0).sum(axis=1).mean(), 3), rtol=1e-6)
     np.testing.assert_allclose(found.density, np.tile([*(z > 0).mean(axis=0), 0], (3, 1)), rtol=1e-6)
     np.testing.assert_allclose(found.dead, np.full(3, 1 / 9), rtol=1e-6)
+    np.testing.assert_allclose(found.effective, np.full(3, np.exp(entropy(z.sum(axis=0)))), rtol=1e-5)
     assert len(found.recovery) == 3
     for score in found.recovery.values():
         np.testing.assert_allclose(score.mean, np.ones(3), rtol=1e-5)

@@ -1,0 +1,505 @@
+"""Are two vision networks more alike when latents of sparse autoencoders stand in for their neurons?
+
+Trains networks of one architecture from several seeds, on images that are made in the program, or takes files of activations
+of two networks to the same images, one a layer. Trains SAEs on each layer, on images that are not scored, and scores neurons,
+latents, and latents of untrained SAEs. Look at sae->sae against neuron->neuron, and at what random_sae->random_sae leaves of
+the difference: an untrained SAE has as many latents, of which as many are active, but has learned nothing. The curves vary one
+setting of the SAEs at a time, first of all the number of images that train them.
+
+Intervals are over seeds of the networks where these are trained here; with files there are two networks, and intervals are
+over images, for the maps and SAEs at hand.
+"""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from ml_collections import ConfigDict
+
+import superpos as sp
+from experiments import COMPARISONS, align, command
+from superpos import plotting
+from superpos.results import Run
+
+FILES = ("source", "target", "source_train", "target_train")
+SAES = ("sae", "random_sae")
+KINDS = ("neuron->neuron", "latent->neuron", "latent->latent")
+# What is subtracted from what.
+DIFFERENCES = (
+    ("sae->sae", "neuron->neuron"),
+    ("sae->neuron", "neuron->neuron"),
+    ("sae->sae", "random_sae->random_sae"),
+    ("sae->neuron", "random_sae->neuron"),
+)
+
+
+def get_config() -> ConfigDict:
+    """Every setting."""
+    config = ConfigDict()
+    config.source = ()  # files of the network that predicts, one a layer; without any, networks are trained here
+    config.target = ()  # files of the network that is predicted: the same samples in the same order
+    config.source_train = ()  # to train the SAEs on, a file a layer, instead of a part of the images
+    config.target_train = ()
+    config.train_fraction = 0.5  # of the images of the files, whose samples train the SAEs and are not scored
+    config.network = "cnn"  # or vit
+    config.layers = ()  # of the network, or names for those of the files; by default all that have axes of their own
+    config.n_seeds = 8  # networks, each with an SAE a layer; with files: SAEs of each network
+    config.seed = 0  # of all keys
+    config.chunk = 8  # models, or pairs of them, in flight at once
+    config.metrics = sp.alignment.DEFAULT
+    config.n_folds = 5
+    config.n_blocks = 10  # parts of a fold, left out in turn for intervals over images
+    config.training = ConfigDict({"steps": 3_000, "batch_size": 32, "learning_rate": 2e-3})  # of networks; AdamW, cosine decay
+    # Images that train the SAEs and that are scored, and positions of the grid taken from each.
+    config.images = ConfigDict({"n_train": 8_192, "n_scored": 2_000, "positions": 4})
+    config.sae = ConfigDict(
+        {
+            "architecture": "topk",  # of sp.sae, of those that take k
+            "expansion": 4,  # latents for each unit
+            "k": 8,
+            "normalize": "scale",
+            "share": 1.0,  # of the images that train SAEs
+            "steps": 4_000,
+            "batch_size": 1024,
+            "learning_rate": 3e-3,  # cosine decay
+        }
+    )
+    # One setting of `sae` at a time takes these values, in one layer: by default the last.
+    config.vary = ConfigDict(
+        {"layer": "", "share": (0.03, 0.1, 0.3), "k": (), "expansion": (), "architecture": (), "normalize": ()}
+    )
+    return config
+
+
+def classifier(config: ConfigDict) -> Any:
+    """The network and its task, as `config.network` names it.
+
+    Raises:
+        ValueError: another name.
+    """
+    from superpos import networks
+
+    task = networks.ShapesAndTextures()
+    nets = {"cnn": networks.CNN, "vit": networks.ViT}
+    if config.network not in nets:
+        raise ValueError(f"config.network must be {' or '.join(nets)}, got {config.network!r}.")
+    return networks.Classifier(nets[config.network](task.n_classes), (task.size, task.size, 3)), task
+
+
+def train_networks(config: ConfigDict, model: Any, task: Any, run: Run) -> dict[str, Any]:
+    """Networks of all seeds: `params`, and their `accuracy` on 2,000 images of their own; kept in the run's folder."""
+    settings = config.training
+    rate = optax.warmup_cosine_decay_schedule(0, settings.learning_rate, max(1, settings.steps // 20), settings.steps)
+
+    def train(key, data_key):
+        train_key, test_key = jax.random.split(data_key)
+        params, _ = sp.fit(
+            model,
+            key,
+            task.sample,
+            data_key=train_key,
+            steps=settings.steps,
+            batch_size=settings.batch_size,
+            optimizer=optax.adamw(rate, weight_decay=0.01),
+        )
+        return {"params": params, "accuracy": model.accuracy(params, *task.sample(test_key, 2_000))}
+
+    keys = jax.random.split(jax.random.key(config.seed), config.n_seeds)
+    data_key = jax.random.key(config.seed + 1)
+    return sp.sweep(train, {}, keys, data_key=data_key, chunk=config.chunk, workdir=run.path / "networks").load()
+
+
+def activations(model: Any, params: Any, layers: tuple[str, ...], images: Any, key: Any, positions: int) -> dict[str, Any]:
+    """Activations of one network at some positions of each image, others in each: for each layer `(n * positions, units)`.
+
+    Positions are those of the layer's grid, all of them where it has no more; the key draws them, alike for every network.
+    """
+    found = {}
+    for layer, values in model.activations(params, images, layers).items():
+        cells = values.reshape(len(values), -1, values.shape[-1])
+        if positions < cells.shape[1]:
+            scattered = jax.random.uniform(jax.random.fold_in(key, cells.shape[1]), cells.shape[:2])
+            chosen = jnp.argsort(scattered, axis=1)[:, :positions]
+            cells = jnp.take_along_axis(cells, chosen[..., None], axis=1)
+        found[layer] = cells.reshape(-1, cells.shape[-1])
+    return found
+
+
+class Study:
+    """The data, and pure functions of it: `train` the SAE of one side and layer, `compare` two representations.
+
+    A side's samples of a layer are `(n_networks, n_samples, units)`. With files the sides are two networks with an SAE a seed;
+    networks that are trained here are one side, compared with itself, each with one SAE. A member is an SAE and its network.
+    """
+
+    def __init__(self, config: ConfigDict, layers: dict[str, dict[str, Any]], sides: tuple[str, ...]):
+        self.config, self.sides = config, sides
+        self.metrics = sp.metrics.resolve(config.metrics)
+        self.names = tuple(layers)
+        self.groups = {layer: found["groups"] for layer, found in layers.items()}
+        self.data = {
+            part: {side: {layer: found[part][side] for layer, found in layers.items()} for side in sides}
+            for part in ("training", "scored")
+        }
+        key = jax.random.key(config.seed)
+        self.folds = {
+            layer: sp.assign_folds(len(groups), config.n_folds, key=key, groups=groups)[0]
+            for layer, groups in self.groups.items()
+        }
+
+    def sae(self, units: int, changed: dict[str, Any]) -> sp.sae.SparseAutoencoder:
+        """The SAE of a layer."""
+        settings = {**self.config.sae, **changed}
+        known = {name: kind for name, kind in sp.sae.ARCHITECTURES.items() if "k" in kind.__dataclass_fields__}
+        if settings["architecture"] not in known:
+            listed = ", ".join(known)
+            raise ValueError(f"config.sae.architecture must be one of {listed}, got {settings['architecture']!r}.")
+        kind = known[settings["architecture"]]
+        return kind(units, settings["expansion"] * units, settings["k"], normalize=settings["normalize"])
+
+    def train(self, member, data, side, layer, **changed):
+        """One SAE before (`random_sae`) and after (`sae`) training, and what each makes of the scored samples."""
+        settings = {**self.config.sae, **changed}
+        samples, held_out = (_of_member(data[part][side][layer], member) for part in ("training", "scored"))
+        sae = self.sae(samples.shape[1], changed)
+        key = jax.random.fold_in(jax.random.key(self.config.seed), member)
+        init_key, fit_key = jax.random.split(jax.random.fold_in(key, self.sides.index(side)))
+        n = jnp.maximum(1, jnp.int32(settings["share"] * len(samples)))  # those of the first images
+
+        def draw(key, n_rows):
+            return samples[jax.random.randint(key, (n_rows,), 0, n)]
+
+        start = sp.training.start(sae, init_key, lambda: draw(jax.random.fold_in(init_key, 1), settings["batch_size"]))
+        params, _ = sp.fit(
+            sae,
+            fit_key,
+            draw,
+            params=start,
+            steps=settings["steps"],
+            batch_size=settings["batch_size"],
+            optimizer=optax.adam(optax.cosine_decay_schedule(settings["learning_rate"], settings["steps"])),
+        )
+        found = {"params": {"sae": params, "random_sae": start}, "dimensions": _dimensions(held_out)}
+        for name, one in found["params"].items():
+            report = sp.evaluation.evaluate(sae, one, held_out)
+            found[name] = {
+                "explained": 1 - report.fvu,
+                "active": report.l0,
+                "dead": report.dead,
+                "superposition": report.effective / sae.n_inputs,
+            }
+        return found
+
+    def compare(self, which, data, layer, kind, **changed):
+        """Scores for sides of a kind; `which`: the variant, then member and kind of SAE of the source and of the target."""
+        ends = []
+        for end, what in enumerate(kind.split("->")):
+            side = self.sides[min(end, len(self.sides) - 1)]
+            member, trained = which[1 + 2 * end], which[2 + 2 * end]
+            units = _of_member(data["scored"][side][layer], member)
+            if what == "latent":
+                params = jax.tree.map(lambda leaf: leaf[which[0], trained, member], data["saes"][side][layer])  # noqa: B023
+                units = self.sae(units.shape[1], changed).encode(params, units)
+            ends.append(units)
+        settings = {"metrics": self.metrics, "folds": self.folds[layer], "n_folds": self.config.n_folds}
+        if len(self.sides) == 1:
+            return {name: score.mean for name, score in sp.align(*ends, **settings).items()}
+        found = sp.stats.jackknife(*ends, **settings, groups=self.groups[layer], n_blocks=self.config.n_blocks)
+        return {name: score._asdict() for name, score in found.items()}
+
+    @property
+    def pairs(self) -> list[tuple[int, int]]:
+        """Members that are compared: all pairs of networks, or SAEs of the same seed."""
+        members = range(self.config.n_seeds)
+        if len(self.sides) == 1:
+            return [(a, b) for a in members for b in members if a != b]
+        return [(a, a) for a in members]
+
+
+def _of_member(array, member):
+    return array[jnp.minimum(member, len(array) - 1)]
+
+
+def _dimensions(units):
+    """Participation ratio of the covariance: how many directions the variance is spread over."""
+    centred = units - units.mean(axis=0)
+    covariance = sp.linalg.matmul(centred.T, centred)
+    return jnp.trace(covariance) ** 2 / jnp.sum(covariance**2)
+
+
+def read(config: ConfigDict) -> dict[str, dict[str, Any]]:
+    """The layers of two networks from files, each as `align.read` gives it, with training images in random order.
+
+    Raises:
+        ValueError: files that are missing, or do not fit each other.
+    """
+    counts = {side: len(config[side]) for side in FILES if config[side] or side in align.SIDES}
+    if len(set(counts.values())) > 1:
+        listed = ", ".join(f"{count} of {side}" for side, count in counts.items())
+        raise ValueError(f"config must name as many files of each kind, one a layer, got {listed}.")
+    names = config.layers or tuple(Path(path).name for path in config.source)
+    if len(set(names)) < len(config.source):
+        names = tuple(f"{Path(a).name} → {Path(b).name}" for a, b in zip(config.source, config.target, strict=True))
+    if len(names) != len(config.source):
+        raise ValueError(f"config.layers must name each of the {len(config.source)} files, got {names}.")
+    layers = {}
+    for i, name in enumerate(names):
+        one = align.get_config()
+        one.update({side: config[side][i] for side in FILES if config[side]})
+        one.update({"seed": config.seed, "train_fraction": config.train_fraction})
+        found = align.read(one)
+        for side, samples in found["training"].items():
+            groups = found["training_groups"][side]
+            # The same images of both sides first, for these are what a share of them takes.
+            rank = np.random.default_rng(config.seed).permutation(groups.max() + 1)
+            found["training"][side] = samples[np.argsort(rank[groups], kind="stable")]
+        layers[name] = {
+            "groups": found["groups"],
+            "n_images": len(np.unique(found["training_groups"]["source"])),
+            **{part: {side: array[None] for side, array in found[part].items()} for part in ("training", "scored")},
+        }
+    return layers
+
+
+def make(config: ConfigDict, run: Run) -> tuple[dict[str, dict[str, Any]], list[dict[str, Any]]]:
+    """Layers of networks that are trained here, and the accuracy of each."""
+    model, task = classifier(config)
+    layers = tuple(config.layers) or model.layers
+    settings, key = config.images, jax.random.key(config.seed + 2)
+    n_images = {"training": settings.n_train, "scored": settings.n_scored}
+    jax.eval_shape(lambda key: model.activations(model.init(key), jnp.zeros((1, *model.shape)), layers), key)  # unknown layers
+    trained = train_networks(config, model, task, run)
+
+    def look(params, key, n):
+        def batch(i):
+            image_key, position_key = jax.random.split(jax.random.fold_in(key, i))
+            images, _ = task.sample(image_key, 256)
+            return activations(model, params, layers, images, position_key, settings.positions)
+
+        found = jax.lax.map(batch, jnp.arange(-(-n // 256)))
+        return {name: values.reshape(-1, values.shape[-1])[: n * values.shape[1] // 256] for name, values in found.items()}
+
+    found = {}
+    for i, (part, n) in enumerate(n_images.items()):
+        every = jax.jit(lambda params, key, n=n: jax.lax.map(lambda one: look(one, key, n), params))
+        found[part] = jax.device_get(every(trained["params"], jax.random.fold_in(key, i)))
+    made = {
+        layer: {
+            "groups": np.repeat(np.arange(settings.n_scored), found["scored"][layer].shape[1] // settings.n_scored),
+            "n_images": settings.n_train,
+            **{part: {"network": found[part][layer]} for part in n_images},
+        }
+        for layer in layers
+    }
+    accuracy = trained["accuracy"].astype(float)
+    row = {"network": config.network, **sp.stats.over_seeds(accuracy), "least": accuracy.min(), "most": accuracy.max()}
+    return made, [row]
+
+
+def compute(config: ConfigDict, run: Run) -> dict[str, Any]:
+    """Gets the activations, trains SAEs, scores all comparisons, and tabulates them."""
+    with_files = any(config[side] for side in FILES)
+    if config.n_seeds < (1 if with_files else 2):
+        raise ValueError(f"config.n_seeds must be at least {1 if with_files else 2}, got {config.n_seeds}.")
+    sp.metrics.resolve(config.metrics)
+    started = time.perf_counter()
+    layers, networks = (read(config), []) if with_files else make(config, run)
+    study = Study(config, layers, align.SIDES if with_files else ("network",))
+    varied_layer = config.vary.layer or study.names[-1]
+    if varied_layer not in layers:
+        raise ValueError(f"config.vary.layer must be one of {', '.join(layers)}, got {varied_layer!r}.")
+    varied = {name: tuple(values) for name, values in config.vary.items() if name != "layer" and values}
+    for name, values in {"": (None,), **varied}.items():  # what can fail fails here, before anything is trained
+        for value in values:
+            changed = {name: value} if name else {}
+            if not 0 < {**config.sae, **changed}["share"] <= 1:
+                raise ValueError(
+                    f"config.sae.share must be above 0 and at most 1, got {changed.get('share', config.sae.share)}."
+                )
+            for layer in (varied_layer,) if name else study.names:
+                for side in study.sides:
+                    study.sae(study.data["scored"][side][layer].shape[-1], changed)
+    run.claim()
+    made_at = time.perf_counter()
+
+    rows, differences, curves, saes = [], [], [], []
+    base: dict[tuple[str, str, str], Any] = {}
+    for name, values in {"": (None,), **varied}.items():
+        # Shares of the images change no shapes: they are variants of one program.
+        for batch in [values] if name in ("", "share") else [(value,) for value in values]:
+            chosen = (varied_layer,) if name else study.names
+            found, described = _measure(study, run, name, batch, chosen)
+            for layer in chosen:
+                for i, value in enumerate(batch):
+                    at = {"layer": layer, **({"setting": name, "value": value} if name else {})}
+                    share = value if name == "share" else config.sae.share
+                    n_images = round(share * layers[layer]["n_images"])
+                    saes += [{**at, "n_images": n_images, **row} for row in described[layer, i]]
+                    for metric in (metric.name for metric in study.metrics):
+                        scores = {c: found[layer, i, metric, c] for c in COMPARISONS if (layer, i, metric, c) in found}
+                        if not name:
+                            base |= {(layer, metric, c): score for c, score in scores.items()}
+                        for comparison, score in scores.items():
+                            row = {"metric": metric, "comparison": comparison, **_summary(study, score)}
+                            (curves if name else rows).append({**at, **row})
+                        for a, b in () if name else DIFFERENCES:
+                            difference = _difference(study, scores[a], scores[b])
+                            differences.append({**at, "metric": metric, "difference": f"{a} - {b}", **difference})
+    seconds = {"activations": made_at - started, "saes and scores": time.perf_counter() - made_at}
+    tables = {"networks": networks} if networks else {}
+    return run.finish(rows, seconds, differences=differences, saes=saes, **({"curves": curves} if curves else {}), **tables)
+
+
+def _measure(study, run, name, values, layers):
+    """SAEs with some values of one setting: scores by (layer, value, metric, comparison), and what the SAEs are like."""
+    config, members = study.config, np.arange(study.config.n_seeds)
+    grid = {"side": study.sides, "layer": layers, **({name: values} if name else {})}
+    folder = run.path / "saes" / ("-".join([name, *(map(str, values) if len(values) == 1 else ())]) or "base")
+    trained = sp.sweep(study.train, grid, members, data_key=study.data, chunk=config.chunk, workdir=folder)
+    states = {
+        (side, layer): [trained.load(side=side, layer=layer, **({name: value} if name else {})) for value in values]
+        for side in study.sides
+        for layer in layers
+    }
+    described = {}
+    for layer in layers:
+        for i in range(len(values)):
+            described[layer, i] = [_describe(side, states[side, layer][i]) for side in study.sides]
+
+    def stack(states):  # leaves (values, kinds of SAE, members, ...)
+        kinds = [jax.tree.map(lambda *leaves: np.stack(leaves), *(state["params"][kind] for kind in SAES)) for state in states]
+        return jax.tree.map(lambda *leaves: np.stack(leaves), *kinds)
+
+    stacked = {side: {layer: stack(states[side, layer]) for layer in layers} for side in study.sides}
+    data = {"scored": study.data["scored"], "saes": stacked}
+    found = {}
+    for kind in KINDS[1:] if name else KINDS:
+        listed = [
+            (comparison, i, pair)
+            for comparison in COMPARISONS
+            if comparison.replace("random_sae", "latent").replace("sae", "latent") == kind
+            for i in range(len(values))
+            for pair in (study.pairs if kind != KINDS[0] or len(study.sides) == 1 else study.pairs[:1])
+        ]
+        which = np.array([_which(*one) for one in listed])
+        grid = {"kind": (kind,), "layer": layers, **({name: values[:1]} if name and name != "share" else {})}
+        where = folder.parent.parent / "scores" / folder.name / kind.replace("->", "_")
+        scored = sp.sweep(study.compare, grid, which, data_key=data, chunk=config.chunk, workdir=where)
+        for layer in layers:
+            for metric, scores in scored.load(layer=layer).items():
+                for comparison, i in dict.fromkeys(one[:2] for one in listed):
+                    at = np.array([one[:2] == (comparison, i) for one in listed])
+                    of_pairs = jax.tree.map(lambda leaf: np.asarray(leaf)[at], scores)  # noqa: B023
+                    found[layer, i, metric, comparison] = of_pairs
+    return found, described
+
+
+def _which(comparison, value, pair):
+    kinds = [SAES.index(what) if what in SAES else 0 for what in comparison.split("->")]
+    return value, pair[0], kinds[0], pair[1], kinds[1]
+
+
+def _describe(side, state):
+    """What the SAEs of one side and layer are like on the scored samples, mean over members."""
+    units, latents = state["params"]["sae"]["W_enc"].shape[-2:]
+    row = {"side": side, "units": units, "latents": latents, "dimensions": float(np.mean(state["dimensions"]))}
+    for kind in SAES:
+        row |= {f"{kind}_{name}": float(np.mean(values)) for name, values in state[kind].items()}
+    return row | {"superposition_ci95": sp.stats.over_seeds(state["sae"]["superposition"])["ci95"]}
+
+
+def _square(study, values):
+    """Scores of pairs as a matrix of members."""
+    matrix = np.full((study.config.n_seeds, study.config.n_seeds), np.nan)
+    matrix[tuple(np.array(study.pairs).T)] = values
+    return matrix
+
+
+def _mean(score):
+    """The jackknifed score of all SAEs together."""
+    return sp.stats.Jackknife(score["mean"].mean(), score["without"].mean(axis=0))
+
+
+def _summary(study, score):
+    """Mean, spread and interval: over seeds of networks that were trained here, over images of files."""
+    if len(study.sides) == 1:
+        return sp.stats.over_pairs(_square(study, score))
+    summary, n = sp.stats.over_samples(_mean(score)), len(score["mean"])
+    std = float(np.std(score["mean"], ddof=1)) if n > 1 else 0.0
+    return {"mean": summary["mean"], "std": std, "ci95": summary["ci95"], "n_seeds": n, "n_pairs": n}
+
+
+def _difference(study, a, b):
+    """The same of a difference."""
+    if len(study.sides) == 1:
+        return sp.stats.over_pairs(_square(study, a - b))
+    found = sp.stats.paired(_mean(a), _mean(b))
+    return {name: found[name] for name in ("mean", "ci95", "p_value")}
+
+
+def draw(results: dict[str, Any], run: Run) -> None:
+    """The figure: alignment by layer, a panel a metric; below, a row for each setting that was varied."""
+    rows, curves = results["rows"], results.get("curves", [])
+    metrics = list(dict.fromkeys(row["metric"] for row in rows))
+    settings = list(dict.fromkeys(row["setting"] for row in curves))
+    figure, axes = plotting.panels(1 + len(settings), len(metrics), (3.6 * len(metrics), 3.4 + 2.6 * len(settings)))
+    for axis, metric in zip(axes[0], metrics, strict=True):
+        plotting.grouped_bars(axis, [row for row in rows if row["metric"] == metric], "layer")
+        axis.set_title(plotting.title(metric))
+    axes[0, 0].set_ylabel("held-out Pearson r")
+    for line, setting in zip(axes[1:], settings, strict=True):
+        points = [row for row in curves if row["setting"] == setting]
+        layer = points[0]["layer"]
+        # The bars have a value of this setting too.
+        points += [{**row, "setting": setting, "value": run.config["sae"][setting]} for row in rows if row["layer"] == layer]
+        if setting == "share":
+            n_images = {
+                row.get("value", run.config["sae"]["share"]): row["n_images"]
+                for row in results["saes"]
+                if row.get("setting", setting) == setting
+            }
+            points = [{**row, "value": n_images[row["value"]]} for row in points]
+        for axis, metric in zip(line, metrics, strict=True):
+            _curve(axis, setting, [row for row in points if row["metric"] == metric])
+        line[0].set_ylabel(f"{layer}\nheld-out Pearson r")
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(
+        handles, labels, loc="outside lower center", ncols=len(labels) if len(metrics) > 2 else 2, fontsize=8, frameon=False
+    )
+    over = "images, for the networks and SAEs at hand" if run.config["source"] else f"{rows[0]['n_seeds']} networks"
+    figure.suptitle(f"Bars and bands: 95 % confidence interval over {over}", fontsize=9, color="#444444")
+    plotting.save(figure, run.figure)
+
+
+def _curve(axis, setting, rows):
+    """Scores against a setting, a line a comparison; neurons, which know nothing of it, as a line across."""
+    values = list(dict.fromkeys(row["value"] for row in rows))
+    numeric = not isinstance(values[0], str)
+    for comparison in COMPARISONS:
+        line = sorted((row for row in rows if row["comparison"] == comparison), key=lambda row: values.index(row["value"]))
+        colour = plotting.COLOURS[comparison]
+        if len(line) == 1:
+            axis.axhline(line[0]["mean"], color=colour, linewidth=1)
+            axis.axhspan(*(line[0]["ci95"] or [line[0]["mean"]] * 2), color=colour, alpha=0.15, linewidth=0)
+            continue
+        at = [row["value"] if numeric else values.index(row["value"]) for row in line]
+        style = ":" if comparison.startswith("random") else "-"
+        style = style if numeric else ""
+        axis.errorbar(
+            at, plotting.means(line), plotting.errors(line), color=colour, linestyle=style, marker="o", markersize=3, capsize=2
+        )
+    if numeric:
+        axis.set_xscale("log", base=2)
+        axis.set_xticks(values, [f"{value:g}" for value in values])
+        axis.minorticks_off()
+    else:
+        axis.set_xticks(range(len(values)), values, rotation=20)
+    axis.set_xlabel("images that train the SAEs" if setting == "share" else setting)
+
+
+if __name__ == "__main__":
+    command.main("network_alignment", get_config(), compute, draw, files=FILES)
