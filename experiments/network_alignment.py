@@ -368,7 +368,7 @@ def _measure(study, run, name, values, layers):
     described = {}
     for layer in layers:
         for i in range(len(values)):
-            described[layer, i] = [_describe(side, states[side, layer][i]) for side in study.sides]
+            described[layer, i] = [describe(side, states[side, layer][i]) for side in study.sides]
 
     def stack(states):  # leaves (values, kinds of SAE, members, ...)
         kinds = [jax.tree.map(lambda *leaves: np.stack(leaves), *(state["params"][kind] for kind in SAES)) for state in states]
@@ -403,7 +403,7 @@ def _which(comparison, value, pair):
     return value, pair[0], kinds[0], pair[1], kinds[1]
 
 
-def _describe(side, state):
+def describe(side, state):
     """What the SAEs of one side and layer are like on the scored samples, mean over members."""
     units, latents = state["params"]["sae"]["W_enc"].shape[-2:]
     row = {"side": side, "units": units, "latents": latents, "dimensions": float(np.mean(state["dimensions"]))}
@@ -419,7 +419,7 @@ def _square(study, values):
     return matrix
 
 
-def _mean(score):
+def over_saes(score):
     """The jackknifed score of all SAEs together."""
     return sp.stats.Jackknife(score["mean"].mean(), score["without"].mean(axis=0))
 
@@ -428,7 +428,7 @@ def _summary(study, score):
     """Mean, spread and interval: over seeds of networks that were trained here, over images of files."""
     if len(study.sides) == 1:
         return sp.stats.over_pairs(_square(study, score))
-    summary, n = sp.stats.over_samples(_mean(score)), len(score["mean"])
+    summary, n = sp.stats.over_samples(over_saes(score)), len(score["mean"])
     std = float(np.std(score["mean"], ddof=1)) if n > 1 else 0.0
     return {"mean": summary["mean"], "std": std, "ci95": summary["ci95"], "n_seeds": n, "n_pairs": n}
 
@@ -437,7 +437,7 @@ def _difference(study, a, b):
     """The same of a difference."""
     if len(study.sides) == 1:
         return sp.stats.over_pairs(_square(study, a - b))
-    found = sp.stats.paired(_mean(a), _mean(b))
+    found = sp.stats.paired(over_saes(a), over_saes(b))
     return {name: found[name] for name in ("mean", "ci95", "p_value")}
 
 

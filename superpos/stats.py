@@ -115,10 +115,12 @@ class Jackknife(NamedTuple):
         mean: scalar, the score.
         without: `(n_folds, n_blocks)`, the score where one block of one fold's held-out samples is left out, the fitted maps
             fixed.
+        units: `(n_folds, n_target)`, score of each target unit, all samples in, as in `sp.metrics.Score`.
     """
 
     mean: Float[Array, ""]
     without: Float[Array, "folds blocks"]
+    units: Float[Array, "folds target"] | None = None
 
 
 def jackknife(
@@ -178,7 +180,7 @@ def _jackknife(x, y, ids, blocks, metrics, n_folds, largest_fold, n_blocks):
             return metric.evaluate(fitted, rest).folds
 
         changed = lax.map(without, jnp.arange(n_blocks))  # (blocks, folds)
-        results[metric.name] = Jackknife(score.mean, score.mean + (changed - score.folds).T / n_folds)
+        results[metric.name] = Jackknife(score.mean, score.mean + (changed - score.folds).T / n_folds, score.units)
     return results
 
 
