@@ -175,7 +175,9 @@ def align_stream(
     size = int(min(batch_size, np.bincount(ids[ids >= 0]).max()))
     rows = [jax.ShapeDtypeStruct((size, side.n_units), _floating(side.dtype)) for side in sides]
     programs, latents = zip(*map(_encoder, SIDES, encode, rows), strict=True)
-    weights = [program.consts for program in programs]  # closed over, they would be constants of the compiled step
+    # Closed over, they would be constants of the compiled step; left on the devices that trained them, it would be compiled
+    # once more, for moments that have come to lie there too.
+    weights = jax.device_put(jax.device_get([program.consts for program in programs]))
 
     def step(moments, weights, values, count, fold):
         x, y = (jax.core.eval_jaxpr(p.jaxpr, w, v)[0] for p, w, v in zip(programs, weights, values, strict=True))
