@@ -156,21 +156,14 @@ class Study:
 
         One that was loaded is trained already; its control is an untrained TopK with as many active latents, `l0`.
         """
-        sae, control, settings = self.saes[side], self.controls[side], self.config.sae
+        sae, control = self.saes[side], self.controls[side]
         samples, held_out = (jnp.asarray(data[part][side]) for part in ("training", "scored"))
-        init_key, key = jax.random.split(jax.random.fold_in(key, side == "target"))
-        start = sp.training.start(control, init_key, lambda: samples)
-        params = self.loaded.get(side)
-        if params is None:
-            params, _ = sp.fit(
-                sae,
-                key,
-                lambda key, n: samples[jax.random.randint(key, (n,), 0, samples.shape[0])],
-                params=start,
-                steps=settings.steps,
-                batch_size=settings.batch_size,
-                optimizer=optax.adam(optax.cosine_decay_schedule(settings.learning_rate, settings.steps)),
-            )
+        key = jax.random.fold_in(key, side == "target")
+        if side in self.loaded:
+            params = self.loaded[side]
+            start = sp.training.start(control, jax.random.split(key)[0], lambda: samples)
+        else:
+            start, params = disentangle(sae, key, samples, self.config.sae)
         trained, untrained = sp.evaluation.evaluate(sae, params, held_out), sp.evaluation.evaluate(control, start, held_out)
         found = {"explained": 1 - trained.fvu, "l0": trained.l0, "random_l0": untrained.l0}
         return {"sae": params, "random_sae": start, **found}
@@ -199,6 +192,27 @@ class Study:
         ends = zip(SIDES, comparison.split("->"), strict=True)
         random = [what == "random_sae" or (what == "sae" and side not in self.loaded) for side, what in ends]
         return self.config.n_seeds if any(random) else 1
+
+
+def disentangle(sae: sp.sae.SparseAutoencoder, key: Any, samples: Any, settings: Any, n: Any = None) -> tuple[Any, Any]:
+    """Parameters of an SAE before and after training: the control, and what is scored.
+
+    Args:
+        sae: the architecture.
+        key: of the start and the batches.
+        samples: `(n_samples, n_inputs)`.
+        settings: `steps`, `batch_size`, and `learning_rate`, which decays with a cosine.
+        n: train on the first so many samples; may be traced. By default on all.
+    """
+    init_key, key = jax.random.split(key)
+    size, steps = settings["batch_size"], settings["steps"]
+
+    def draw(key, size):
+        return samples[jax.random.randint(key, (size,), 0, len(samples) if n is None else n)]
+
+    start = sp.training.start(sae, init_key, lambda: samples if n is None else draw(init_key, size))
+    optimizer = optax.adam(optax.cosine_decay_schedule(settings["learning_rate"], steps))
+    return start, sp.fit(sae, key, draw, params=start, steps=steps, batch_size=size, optimizer=optimizer)[0]
 
 
 def compute(config: ConfigDict, run: Run) -> dict[str, Any]:

@@ -158,7 +158,7 @@ class Study:
         if settings["architecture"] not in known:
             listed = ", ".join(known)
             raise ValueError(f"config.sae.architecture must be one of {listed}, got {settings['architecture']!r}.")
-        kind = known[settings["architecture"]]
+        kind: Any = known[settings["architecture"]]
         return kind(units, settings["expansion"] * units, settings["k"], normalize=settings["normalize"])
 
     def train(self, member, data, side, layer, **changed):
@@ -167,22 +167,9 @@ class Study:
         samples, held_out = (_of_member(data[part][side][layer], member) for part in ("training", "scored"))
         sae = self.sae(samples.shape[1], changed)
         key = jax.random.fold_in(jax.random.key(self.config.seed), member)
-        init_key, fit_key = jax.random.split(jax.random.fold_in(key, self.sides.index(side)))
+        key = jax.random.fold_in(key, self.sides.index(side))
         n = jnp.maximum(1, jnp.int32(settings["share"] * len(samples)))  # those of the first images
-
-        def draw(key, n_rows):
-            return samples[jax.random.randint(key, (n_rows,), 0, n)]
-
-        start = sp.training.start(sae, init_key, lambda: draw(jax.random.fold_in(init_key, 1), settings["batch_size"]))
-        params, _ = sp.fit(
-            sae,
-            fit_key,
-            draw,
-            params=start,
-            steps=settings["steps"],
-            batch_size=settings["batch_size"],
-            optimizer=optax.adam(optax.cosine_decay_schedule(settings["learning_rate"], settings["steps"])),
-        )
+        start, params = align.disentangle(sae, key, samples, settings, n)
         found = {"params": {"sae": params, "random_sae": start}, "dimensions": _dimensions(held_out)}
         for name, one in found["params"].items():
             report = sp.evaluation.evaluate(sae, one, held_out)
@@ -326,7 +313,9 @@ def compute(config: ConfigDict, run: Run) -> dict[str, Any]:
     run.claim()
     made_at = time.perf_counter()
 
-    rows, differences, curves, saes = [], [], [], []
+    rows: list[dict[str, Any]] = []
+    curves: list[dict[str, Any]] = []
+    differences, saes = [], []
     base: dict[tuple[str, str, str], Any] = {}
     for name, values in {"": (None,), **varied}.items():
         # Shares of the images change no shapes: they are variants of one program.
@@ -358,7 +347,7 @@ def _measure(study, run, name, values, layers):
     """SAEs with some values of one setting: scores by (layer, value, metric, comparison), and what the SAEs are like."""
     config, members = study.config, np.arange(study.config.n_seeds)
     grid = {"side": study.sides, "layer": layers, **({name: values} if name else {})}
-    folder = run.path / "saes" / ("-".join([name, *(map(str, values) if len(values) == 1 else ())]) or "base")
+    folder = run.path / "saes" / "-".join([name or "base", *(map(str, values) if name not in ("", "share") else ())])
     trained = sp.sweep(study.train, grid, members, data_key=study.data, chunk=config.chunk, workdir=folder)
     states = {
         (side, layer): [trained.load(side=side, layer=layer, **({name: value} if name else {})) for value in values]
@@ -449,7 +438,7 @@ def draw(results: dict[str, Any], run: Run) -> None:
     figure, axes = plotting.panels(1 + len(settings), len(metrics), (3.6 * len(metrics), 3.4 + 2.6 * len(settings)))
     for axis, metric in zip(axes[0], metrics, strict=True):
         plotting.grouped_bars(axis, [row for row in rows if row["metric"] == metric], "layer")
-        axis.set_title(plotting.title(metric))
+        axis.set_title(plotting.metric_title(metric))
     axes[0, 0].set_ylabel("held-out Pearson r")
     for line, setting in zip(axes[1:], settings, strict=True):
         points = [row for row in curves if row["setting"] == setting]

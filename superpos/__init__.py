@@ -24,12 +24,13 @@ from superpos import (
     training,
     transport,
 )
-from superpos.alignment import align, assign_folds, reads, score
+from superpos.alignment import align, align_stream, assign_folds, reads, score
 from superpos.sweeps import sweep
 from superpos.training import fit, fit_stream
 
 __all__ = [
     "align",
+    "align_stream",
     "alignment",
     "arrangements",
     "assign_folds",

@@ -142,6 +142,56 @@ def flatten(
     return array.reshape(-1, array.shape[-1]), groups
 
 
+class Rows:
+    """The rows of one array that may be larger than memory: `read` fetches some of them.
+
+    Args:
+        source: an array `(rows, units)`, a memory map, a Zarr array, or a path that `load` takes. Axes between the first and
+            the last count as further rows.
+        name: what errors call it, where it has no file's name.
+
+    Attributes:
+        name: of the file, or as given.
+        shape, dtype: of the array.
+        n_rows: of all axes but the last together.
+        n_units: on the last axis.
+
+    Raises:
+        ValueError: not an array of real numbers with two or more axes.
+        FileNotFoundError: a path that is not there.
+    """
+
+    def __init__(self, source: Any, name: str):
+        if isinstance(source, str | os.PathLike):
+            self.name, self._array = os.fspath(source), load(os.fspath(source))
+        else:
+            self.name, self._array = str(getattr(source, "filename", None) or name), source
+        if not hasattr(self._array, "shape") or not hasattr(self._array, "dtype"):
+            raise ValueError(f"activations must be arrays or paths of them, but {self.name} is a {type(self._array).__name__}.")
+        self.shape, self.dtype = tuple(self._array.shape), self._array.dtype
+        if len(self.shape) < 2:
+            raise ValueError(f"{self.name} must have at least two axes, rows and units, got shape {self.shape}.")
+        _real(self._array, self.name)
+        self.n_rows, self.n_units = math.prod(self.shape[:-1]), self.shape[-1]
+
+    def read(self, first: int, end: int, into: np.ndarray) -> None:
+        """Copies rows `first` to `end - 1` into an array of a floating dtype, `(end - first, n_units)`.
+
+        Raises:
+            ValueError: NaN or infinity among them, in that dtype.
+        """
+        inner = math.prod(self.shape[1:-1])
+        low, high = first // inner, math.ceil(end / inner)
+        rows = np.asarray(self._array[low:high]).reshape(-1, self.n_units)[first - low * inner : end - low * inner]
+        with np.errstate(over="ignore"):  # what does not fit into the dtype is reported as infinite
+            into[...] = rows
+        if not np.isfinite(into).all():
+            bad = first + np.flatnonzero(~np.isfinite(into).all(axis=1))
+            where = f"{len(bad)} of its rows {first} to {end - 1}, first in row {bad[0]}"
+            raise ValueError(f"{self.name} has NaN or infinity, as {into.dtype}, in {where}.")
+        _let_go(self._array)
+
+
 class Batches:
     """Rows of arrays that may be larger than memory, as endless shuffled batches: `batches(start)` iterates from batch `start`.
 
@@ -202,11 +252,11 @@ class Batches:
         sources = [sources] if isinstance(sources, str | os.PathLike) or hasattr(sources, "shape") else list(sources)
         if self.dtype.kind != "f" and self.dtype.name != "bfloat16":  # whole numbers would be cut off without a word
             raise ValueError(f"dtype must be a floating one, got {self.dtype}.")
-        self._sources = [_source(source, i) for i, source in enumerate(sources)]
-        widths = [array.shape[-1] for _, array in self._sources]
+        self._sources = [Rows(source, f"sources[{i}]") for i, source in enumerate(sources)]
+        widths = [source.n_units for source in self._sources]
         if len(set(widths)) != 1:
             raise ValueError(f"sources must be one or more arrays with as many units, got {widths or 'none'}.")
-        lengths = [math.prod(array.shape[:-1]) for _, array in self._sources]
+        lengths = [source.n_rows for source in self._sources]
         self.n_rows, self.n_units = sum(lengths), widths[0]
         if batch_size > self.n_rows:
             raise ValueError(f"batch_size must be at most the number of rows, {self.n_rows}, got {batch_size}.")
@@ -249,32 +299,8 @@ class Batches:
     def _read(self, blocks, buffer):
         at = 0
         for source, first, end in blocks.tolist():
-            name, array = self._sources[source]
-            inner = math.prod(array.shape[1:-1])
-            low, high = first // inner, math.ceil(end / inner)
-            rows = np.asarray(array[low:high]).reshape(-1, self.n_units)[first - low * inner : end - low * inner]
-            into = buffer[at : at + end - first]
-            with np.errstate(over="ignore"):  # what does not fit into the dtype is reported as infinite
-                into[...] = rows
-            if not np.isfinite(into).all():
-                bad = first + np.flatnonzero(~np.isfinite(into).all(axis=1))
-                where = f"{len(bad)} of its rows {first} to {end - 1}, first in row {bad[0]}"
-                raise ValueError(f"{name} has NaN or infinity, as {self.dtype}, in {where}.")
+            self._sources[source].read(first, end, buffer[at : at + end - first])
             at += end - first
-            _let_go(array)
-
-
-def _source(source, number):
-    """The name of a source, and its array."""
-    if isinstance(source, str | os.PathLike):
-        name, array = os.fspath(source), load(os.fspath(source))
-    else:
-        name, array = str(getattr(source, "filename", None) or f"sources[{number}]"), source
-    if not hasattr(array, "shape") or not hasattr(array, "dtype"):
-        raise ValueError(f"sources must be arrays or paths of them, but {name} is a {type(array).__name__}.")
-    if len(array.shape) < 2:
-        raise ValueError(f"{name} must have at least two axes, rows and units, got shape {array.shape}.")
-    return name, _real(array, name)
 
 
 def _let_go(array):

@@ -98,9 +98,9 @@ def init(n_source: int, n_target: int, n_folds: int, reads: Iterable[str] = ("xx
     dtype = jnp.result_type(float) if dtype is None else dtype
 
     def side(units, full):
-        zeros = jnp.zeros((n_folds, units), dtype)
+        filled = [jnp.full((n_folds, units), value, dtype) for value in (0, 0, jnp.inf, -jnp.inf)]  # each can be donated
         scatter = jnp.zeros((n_folds, units, units), dtype) if full or "norms" in reads else None
-        return Side(zeros, zeros, zeros + jnp.inf, zeros - jnp.inf, scatter)
+        return Side(*filled, scatter)
 
     def norms(a, b):
         return Norms(jnp.zeros(n_folds, dtype), jnp.zeros((n_folds, a), dtype), jnp.zeros((n_folds, b), dtype))
@@ -141,15 +141,70 @@ def update(moments: Moments, x: Float[Array, "n source"], y: Float[Array, "n tar
         return moments
     if fold_ids.ndim == 0:
         inside = (fold_ids >= 0) & (fold_ids < moments.n_folds)
-        return _add_block(moments, x, y, jnp.broadcast_to(inside, (n,)), jnp.where(inside, fold_ids, 0))
+        return update_fold(moments, x, y, jnp.broadcast_to(inside, (n,)), jnp.where(inside, fold_ids, 0))
 
     rows, valid, folds = _blocks(fold_ids, moments.n_folds)
 
     def add(moments, block):
         rows, valid, fold = block
-        return _add_block(moments, x[rows], y[rows], valid, fold), None
+        return update_fold(moments, x[rows], y[rows], valid, fold), None
 
     return lax.scan(add, moments, (rows, valid, folds))[0]
+
+
+def update_fold(
+    moments: Moments, x: Float[Array, "n source"], y: Float[Array, "n target"], valid: Bool[Array, " n"], fold: Int[Array, ""]
+) -> Moments:
+    """Adds samples of one fold; rows that are not `valid` do not count, whatever they hold."""
+    dtype = moments.count.dtype
+    added = jnp.sum(valid, dtype=dtype)
+    count = moments.count[fold]
+    total = count + added
+    inverse = 1 / jnp.maximum(total, 1)
+
+    def put(array, value):
+        return lax.dynamic_update_index_in_dim(array, value.astype(array.dtype), fold, 0)
+
+    def deviations(values, side):
+        values = jnp.where(valid[:, None], values.astype(dtype), 0)
+        mean = jnp.sum(values, axis=0) / jnp.maximum(added, 1)
+        return jnp.where(valid[:, None], values - mean, 0), mean - side.mean[fold]
+
+    def product(old, a, b, shift_a, shift_b):
+        between = (count * added * inverse) * shift_a[:, None] * shift_b[None, :]
+        return put(old, old[fold] + _matmul(a.T, b) + between)
+
+    def side(old, values, deviation, shift):
+        values = values.astype(dtype)
+        low = jnp.min(jnp.where(valid[:, None], values, jnp.inf), axis=0)
+        high = jnp.max(jnp.where(valid[:, None], values, -jnp.inf), axis=0)
+        squares = jnp.sum(deviation**2, axis=0) + (count * added * inverse) * shift**2
+        scatter = None if old.scatter is None else product(old.scatter, deviation, deviation, shift, shift)
+        return Side(
+            mean=put(old.mean, old.mean[fold] + shift * added * inverse),
+            squares=put(old.squares, old.squares[fold] + squares),
+            low=put(old.low, jnp.minimum(old.low[fold], low)),
+            high=put(old.high, jnp.maximum(old.high[fold], high)),
+            scatter=scatter,
+        )
+
+    x_deviation, x_shift = deviations(x, moments.x)
+    y_deviation, y_shift = deviations(y, moments.y)
+    norms = None
+    if moments.norms is not None:
+        block = _block_moments(x_deviation, y_deviation, added)
+        of_block = _moved_norms(block, x_shift * count * inverse, y_shift * count * inverse)
+        so_far = jax.tree.map(lambda leaf: leaf[fold], dataclasses.replace(moments, active=None))
+        of_old = _moved_norms(so_far, -x_shift * added * inverse, -y_shift * added * inverse)
+        norms = jax.tree.map(lambda old, a, b: put(old, a + b), moments.norms, of_block, of_old)
+    return Moments(
+        count=put(moments.count, total),
+        x=side(moments.x, x, x_deviation, x_shift),
+        y=side(moments.y, y, y_deviation, y_shift),
+        xy=product(moments.xy, x_deviation, y_deviation, x_shift, y_shift),
+        norms=norms,
+        active=None if moments.active is None else update_fold(moments.active, x > 0, y > 0, valid, fold),
+    )
 
 
 def merge(a: Moments, b: Moments) -> Moments:
@@ -260,59 +315,6 @@ def _moved_norms(moments, x_shift, y_shift):
         )
 
     return {pair: moved(pair, old) for pair, old in moments.norms.items()}
-
-
-def _add_block(moments, x, y, valid, fold):
-    """Merges one block of samples, all of one fold, into that fold; rows that are not `valid` do not count."""
-    dtype = moments.count.dtype
-    added = jnp.sum(valid, dtype=dtype)
-    count = moments.count[fold]
-    total = count + added
-    inverse = 1 / jnp.maximum(total, 1)
-
-    def put(array, value):
-        return lax.dynamic_update_index_in_dim(array, value.astype(array.dtype), fold, 0)
-
-    def deviations(values, side):
-        values = jnp.where(valid[:, None], values.astype(dtype), 0)
-        mean = jnp.sum(values, axis=0) / jnp.maximum(added, 1)
-        return jnp.where(valid[:, None], values - mean, 0), mean - side.mean[fold]
-
-    def product(old, a, b, shift_a, shift_b):
-        between = (count * added * inverse) * shift_a[:, None] * shift_b[None, :]
-        return put(old, old[fold] + _matmul(a.T, b) + between)
-
-    def side(old, values, deviation, shift):
-        values = values.astype(dtype)
-        low = jnp.min(jnp.where(valid[:, None], values, jnp.inf), axis=0)
-        high = jnp.max(jnp.where(valid[:, None], values, -jnp.inf), axis=0)
-        squares = jnp.sum(deviation**2, axis=0) + (count * added * inverse) * shift**2
-        scatter = None if old.scatter is None else product(old.scatter, deviation, deviation, shift, shift)
-        return Side(
-            mean=put(old.mean, old.mean[fold] + shift * added * inverse),
-            squares=put(old.squares, old.squares[fold] + squares),
-            low=put(old.low, jnp.minimum(old.low[fold], low)),
-            high=put(old.high, jnp.maximum(old.high[fold], high)),
-            scatter=scatter,
-        )
-
-    x_deviation, x_shift = deviations(x, moments.x)
-    y_deviation, y_shift = deviations(y, moments.y)
-    norms = None
-    if moments.norms is not None:
-        block = _block_moments(x_deviation, y_deviation, added)
-        of_block = _moved_norms(block, x_shift * count * inverse, y_shift * count * inverse)
-        so_far = jax.tree.map(lambda leaf: leaf[fold], dataclasses.replace(moments, active=None))
-        of_old = _moved_norms(so_far, -x_shift * added * inverse, -y_shift * added * inverse)
-        norms = jax.tree.map(lambda old, a, b: put(old, a + b), moments.norms, of_block, of_old)
-    return Moments(
-        count=put(moments.count, total),
-        x=side(moments.x, x, x_deviation, x_shift),
-        y=side(moments.y, y, y_deviation, y_shift),
-        xy=product(moments.xy, x_deviation, y_deviation, x_shift, y_shift),
-        norms=norms,
-        active=None if moments.active is None else _add_block(moments.active, x > 0, y > 0, valid, fold),
-    )
 
 
 def _block_moments(x, y, count):

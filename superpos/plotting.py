@@ -99,7 +99,7 @@ def alignment_by_width(rows: Sequence[dict[str, Any]], recovery: Sequence[dict[s
         axis.set_xlim(widths[0] / 1.5, widths[-1] * 1.5)
         axis.set_xlabel("hidden units")
         axis.set_ylim(min(0, axis.get_ylim()[0]), 1)
-        axis.set_title("Feature recovery" if panel == "recovery" else title(panel))
+        axis.set_title("Feature recovery" if panel == "recovery" else metric_title(panel))
     axes[0].set_ylabel("mean over pairs of seeds, held out")
     axes[-1].set_ylabel("highest correlation with any unit")
     axes[-1].legend(title="units", fontsize=8, title_fontsize=8, loc="upper left", frameon=False)
@@ -143,7 +143,7 @@ def alignment_bars(rows: Sequence[dict[str, Any]], title: str, path: str | PathL
             )
         axis.set_yticks(range(len(comparisons)), comparisons)
         axis.invert_yaxis()
-        axis.set_xlabel(title(metric))
+        axis.set_xlabel(metric_title(metric))
         axis.margins(x=0.18)  # room for the numbers
         axis.axvline(0, color="black", linewidth=0.8)
     figure.suptitle(f"{title}\n{caption(rows)} of the SAEs, the samples held fixed", fontsize=9, color="#444444")
@@ -178,7 +178,7 @@ def grouped_bars(axis: Any, rows: Sequence[dict[str, Any]], by: str) -> None:
     axis.axhline(0, color="black", linewidth=0.8)
 
 
-def title(metric: str) -> str:
+def metric_title(metric: str) -> str:
     """What a panel of a metric is called."""
     return _TITLES.get(metric, metric)
 

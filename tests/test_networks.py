@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 import subprocess
 import sys
 
@@ -22,8 +23,21 @@ SHAPES = {
 }
 
 
+SAMPLE = jax.jit(TASK.sample, static_argnums=1)  # one program is compiled faster than its steps one by one
+
+
 def classifier(name):
     return networks.Classifier(NETS[name], (16, 16, 3))
+
+
+@functools.cache
+def params_of(name):
+    return jax.jit(classifier(name).init)(jax.random.key(0))
+
+
+@functools.cache
+def looking(name):
+    return jax.jit(classifier(name).activations)
 
 
 def start(net, shape=(32, 32, 3)):
@@ -32,11 +46,11 @@ def start(net, shape=(32, 32, 3)):
 
 @pytest.fixture(scope="module")
 def images():
-    return TASK.sample(jax.random.key(3), 4)[0]
+    return SAMPLE(jax.random.key(3), 20)[0][:4]
 
 
 def test_images_are_in_range_and_differ():
-    images, labels = TASK.sample(jax.random.key(0), 300)
+    images, labels = SAMPLE(jax.random.key(0), 300)
     assert images.shape == (300, 16, 16, 3)
     assert images.dtype == jnp.float32
     assert labels.dtype == jnp.int32
@@ -57,10 +71,11 @@ def test_classes_are_balanced_and_nuisances_tell_nothing_of_them():
 
 def test_sampling_is_render_of_factors_and_is_pure():
     key = jax.random.key(7)
-    images, labels = TASK.sample(key, 20)
-    again, _ = jax.jit(TASK.sample, static_argnums=1)(key, 20)
+    images, labels = SAMPLE(key, 20)
+    factors_key, render_key = jax.random.split(key)
+    again = TASK.render(render_key, TASK.sample_factors(factors_key, 20))
     np.testing.assert_allclose(again, images, atol=1e-5)
-    several, several_labels = jax.vmap(lambda key: TASK.sample(key, 20))(jnp.stack([jax.random.key(8), key]))
+    several, several_labels = jax.jit(jax.vmap(lambda key: TASK.sample(key, 20)))(jnp.stack([jax.random.key(8), key]))
     np.testing.assert_allclose(several[1], images, atol=1e-5)
     np.testing.assert_array_equal(several_labels[1], labels)
 
@@ -114,11 +129,10 @@ def test_numeric_fields_are_traced_and_mapped():
 
 @each
 def test_shapes_at_every_layer(name, images):
-    model = classifier(name)
-    params = model.init(jax.random.key(0))
-    found = model.activations(params, images)
+    model, params = classifier(name), params_of(name)
+    found = looking(name)(params, images)
     assert {layer: values.shape[1:] for layer, values in found.items()} == SHAPES[name]
-    assert tuple(found) == model.layers == tuple(SHAPES[name])
+    assert model.layers == tuple(SHAPES[name])
     assert list(model.activations(params, images, ["block2"])) == ["block2"]
     assert model.logits(params, images).shape == (4, 15)
     if name == "cnn":
@@ -127,11 +141,10 @@ def test_shapes_at_every_layer(name, images):
 
 @each
 def test_images_do_not_know_of_each_other(name, images):
-    model = classifier(name)
-    params = model.init(jax.random.key(0))
-    alone = model.activations(params, images[2:3])
-    for layer, values in model.activations(params, images).items():
-        np.testing.assert_allclose(values[2], alone[layer][0], atol=1e-5)
+    params = params_of(name)
+    others = looking(name)(params, images.at[:2].set(0.5).at[3].set(0.1))
+    for layer, values in looking(name)(params, images).items():
+        np.testing.assert_array_equal(values[2], others[layer][2])
 
 
 @each
@@ -190,8 +203,7 @@ def test_activations_of_the_cnn_move_with_the_image():
 
 
 def test_the_vit_without_positions_permutes_with_its_patches(images):
-    model = classifier("vit")
-    params = model.init(jax.random.key(0))
+    model, params = classifier("vit"), params_of("vit")
     blind = {**params, "positions": jnp.zeros_like(params["positions"])}
     order = np.random.default_rng(0).permutation(16)
 
@@ -200,8 +212,9 @@ def test_the_vit_without_positions_permutes_with_its_patches(images):
         return cells.reshape(4, 4, 4, patch, patch, -1).swapaxes(2, 3).reshape(x.shape)
 
     shuffled = permute(images, 4)
-    for layer, values in model.activations(blind, images).items():
-        np.testing.assert_allclose(model.activations(blind, shuffled)[layer], permute(values, 1), atol=1e-5)
+    moved = looking("vit")(blind, shuffled)
+    for layer, values in looking("vit")(blind, images).items():
+        np.testing.assert_allclose(moved[layer], permute(values, 1), atol=1e-5)
     np.testing.assert_allclose(model.logits(blind, shuffled), model.logits(blind, images), atol=1e-5)
     assert np.abs(model.logits(params, shuffled) - model.logits(params, images)).max() > 1e-3
 
@@ -224,8 +237,7 @@ def test_refuses(call, message):
 
 
 def test_layers_and_images_that_are_not_there(images):
-    model = classifier("vit")
-    params = model.init(jax.random.key(0))
+    model, params = classifier("vit"), params_of("vit")
     with pytest.raises(ValueError, match=r"got 'block1\.mpl'; near it: block1\.mlp"):
         model.activations(params, images, ["block1", "block1.mpl"])
     with pytest.raises(ValueError, match=r"got 'xyz'; there are: block1.mlp, block1"):

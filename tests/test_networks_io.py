@@ -48,6 +48,24 @@ def test_names_are_sorted_and_alike_in_a_folder_and_a_zip(folder, tmp_path):
         np.testing.assert_array_equal(images[i], other[i])
 
 
+def test_images_of_a_folder_are_a_task(folder, key):
+    from PIL import Image
+
+    task = io.read_images(folder, 12)
+    assert (task.classes, task.n_classes) == ((".", "inner"), 2)
+    np.testing.assert_array_equal(task.labels, [0] * 6 + [1] * 4)
+    for i, name in enumerate(io.Images(folder).names):
+        np.testing.assert_array_equal(task.images[i], np.asarray(Image.open(folder / name)))
+    images, labels = task.sample(key, 200)
+    assert (images.shape, images.dtype.name) == ((200, 12, 12, 3), "float32")
+    flat, drawn = task.images.reshape(N, -1), np.round(255 * np.asarray(images)).reshape(200, -1)
+    number = np.argmax((drawn[:, None] == flat).all(axis=-1), axis=1)
+    np.testing.assert_array_equal(drawn, flat[number])
+    np.testing.assert_array_equal(labels, task.labels[number])
+    assert len(set(number)) == N
+    assert io.read_images(folder, 5).images.shape == (N, 5, 5, 3)
+
+
 def test_bad_images(tmp_path):
     from PIL import Image
 

@@ -3,7 +3,7 @@
 Not imported by `superpos`, because Flax takes seconds to load: `from superpos import networks`.
 """
 
-from superpos.networks.images import SHAPES, TEXTURES, ShapesAndTextures
+from superpos.networks.images import SHAPES, TEXTURES, LabelledImages, ShapesAndTextures
 from superpos.networks.models import CNN, Classifier, ViT
 
-__all__ = ["CNN", "SHAPES", "TEXTURES", "Classifier", "ShapesAndTextures", "ViT"]
+__all__ = ["CNN", "SHAPES", "TEXTURES", "Classifier", "LabelledImages", "ShapesAndTextures", "ViT"]

@@ -22,6 +22,7 @@ import numpy as np
 from jaxtyping import Float
 
 from superpos import data
+from superpos.networks.images import LabelledImages
 from superpos.results import Run, environment, read_json, shows_progress, write_json
 
 EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
@@ -114,6 +115,25 @@ class Preprocessing:
         image = ImageOps.fit(image, square, method) if self.crop else image.resize(square, method)
         values = (np.asarray(image, np.float32) / 255 - np.asarray(self.mean, np.float32)) / np.asarray(self.std, np.float32)
         return np.ascontiguousarray(values.transpose(2, 0, 1))
+
+
+def read_images(path: str | os.PathLike, size: int, crop: bool = True) -> LabelledImages:
+    """All images of a folder or zip, as a task for the networks here: their class is the folder in which they lie.
+
+    Args:
+        path: see `Images`.
+        size: height and width that images are resized to, pixels (bicubic).
+        crop: as in `Preprocessing`.
+
+    Raises:
+        FileNotFoundError, ValueError: as `Images`, and `Preprocessing` for the size.
+    """
+    found = Images(path)
+    prepare = Preprocessing(size, crop=crop, mean=(0, 0, 0), std=(1, 1, 1))
+    with ThreadPoolExecutor() as pool:
+        pixels = list(pool.map(lambda i: np.round(255 * prepare(found[i])).astype(np.uint8), range(len(found))))
+    classes, labels = np.unique([Path(name).parent.as_posix() for name in found.names], return_inverse=True)
+    return LabelledImages(np.stack(pixels).transpose(0, 2, 3, 1), labels, tuple(map(str, classes)))
 
 
 def extract(

@@ -1,0 +1,128 @@
+import jax
+import numpy as np
+import pytest
+from test_experiments import run_commands
+
+import superpos as sp
+from experiments import COMPARISONS, network_alignment
+
+ROW = {"layer", "metric", "comparison", "mean", "std", "ci95", "n_seeds", "n_pairs"}
+
+
+def tiny(config):
+    config.n_folds = config.n_blocks = 2
+    config.metrics = ("semi_match",)
+    config.sae.update({"steps": 40, "batch_size": 64, "k": 2, "expansion": 2})
+    config.vary.share = ()
+    return config
+
+
+@pytest.fixture(scope="module")
+def trained(conduct):
+    config = tiny(network_alignment.get_config())
+    config.n_seeds, config.layers, config.vary.share = 3, ("stem",), (0.1,)
+    config.training.steps = config.training.batch_size = 4
+    config.images.update({"n_train": 300, "n_scored": 60, "positions": 4})
+    return conduct(network_alignment, config)
+
+
+def test_every_comparison_has_a_row_over_seeds(trained):
+    _, results = trained
+    assert [(row["layer"], row["comparison"]) for row in results["rows"]] == [("stem", name) for name in COMPARISONS]
+    for row in results["rows"]:
+        assert set(row) >= ROW
+        assert (row["n_seeds"], row["n_pairs"]) == (3, 6)
+        assert row["ci95"][0] <= row["mean"] <= row["ci95"][1]
+    of_layer = {row["comparison"]: row["mean"] for row in results["rows"]}
+    difference = next(row for row in results["differences"] if row["difference"] == "sae->sae - neuron->neuron")
+    assert difference["mean"] == pytest.approx(of_layer["sae->sae"] - of_layer["neuron->neuron"], abs=1e-6)
+    assert {row["comparison"] for row in results["curves"]} == {*COMPARISONS} - {"neuron->neuron"}
+    assert {row["n_images"] for row in results["saes"]} == {300, 30}
+    assert [row["network"] for row in results["networks"]] == ["cnn"]
+
+
+def test_networks_are_kept_with_their_accuracy(trained):
+    run, results = trained
+    networks = sp.sweeps.load(run.path / "networks").load()
+    assert networks["accuracy"].mean() == pytest.approx(results["networks"][0]["mean"], abs=1e-6)
+    assert len(networks["accuracy"]) == 3
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """Two networks of 90 images at 4 positions: units that share six sources, the second with a copy of the first's."""
+    folder = tmp_path_factory.mktemp("files")
+    rng = np.random.default_rng(0)
+    z = rng.exponential(size=(90, 4, 6)) * (rng.random((90, 4, 6)) < 0.3)
+    x = z @ rng.normal(size=(6, 5)) + 0.1 * rng.normal(size=(90, 4, 5))
+    y = z @ rng.normal(size=(6, 7)) + 0.1 * rng.normal(size=(90, 4, 7))
+    for name, array in {"x": x, "y": y, "more_x": x[:50] + 1, "more_y": y[:50] + 1}.items():
+        np.save(folder / f"{name}.npy", array.astype(np.float32))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def compared(files, conduct):
+    config = tiny(network_alignment.get_config())
+    config.n_seeds = 2
+    config.source, config.target = (f"{files}/x.npy",), (f"{files}/y.npy",)
+    return conduct(network_alignment, config)
+
+
+def test_files_are_scored_as_align_scores_them(compared, files):
+    _, results = compared
+    scored = next(row for row in results["rows"] if row["comparison"] == "neuron->neuron")
+    # The images that trained no SAE, in folds that no image straddles.
+    used = ~np.isin(np.arange(90), np.random.default_rng(0).permutation(90)[:45])
+    x, y = (np.load(files / f"{name}.npy")[used].reshape(180, -1) for name in "xy")
+    expected = sp.align(x, y, "semi_match", folds=2, key=jax.random.key(0), groups=np.repeat(np.flatnonzero(used), 4))
+    assert scored["mean"] == pytest.approx(float(expected["semi_match"].mean), abs=1e-5)
+    assert (scored["n_seeds"], scored["n_pairs"]) == (1, 1)
+    assert scored["ci95"][0] < scored["mean"] < scored["ci95"][1]
+
+
+def test_what_the_saes_are_like_is_told(compared):
+    _, results = compared
+    assert [(row["side"], row["units"], row["latents"]) for row in results["saes"]] == [("source", 5, 10), ("target", 7, 14)]
+    for row in results["saes"]:
+        assert row["sae_explained"] > row["random_sae_explained"]
+        assert 1 < row["sae_active"] <= 2 >= row["random_sae_active"] > 1
+        assert 1 < row["dimensions"] <= 6.1  # six sources, and noise
+
+
+def test_saes_train_on_the_first_images_in_random_order_alike_on_both_sides(files):
+    config = network_alignment.get_config()
+    config.source, config.target = (f"{files}/x.npy",), (f"{files}/y.npy",)
+    config.source_train, config.target_train = (f"{files}/more_x.npy",), (f"{files}/more_y.npy",)
+    (layer,) = network_alignment.read(config).values()
+    assert layer["scored"]["source"].shape == (1, 360, 5)
+    rows = {side: layer["training"][side][0].reshape(50, 4, -1) for side in ("source", "target")}
+    original = {side: np.load(files / f"more_{name}.npy") for side, name in (("source", "x"), ("target", "y"))}
+    order = [int(np.flatnonzero((original["source"] == image).all(axis=(1, 2)))[0]) for image in rows["source"]]
+    assert sorted(order) == list(range(50))
+    assert order != sorted(order)
+    np.testing.assert_array_equal(rows["target"], original["target"][order])
+
+
+def test_bad_input_is_one_line_and_leaves_nothing_behind(files, tmp_path):
+    x, y = f"--config.source={files}/x.npy", f"--config.target={files}/y.npy"
+    cases = {
+        (x,): "as many files of each kind, one a layer, got 1 of source, 0 of target",
+        (x, y, "--config.layers=('a','b')"): "config.layers must name each of the 1 files",
+        (x, y, "--config.sae.share=1.5"): "config.sae.share must be above 0 and at most 1, got 1.5",
+        (x, y, "--config.sae.k=90"): "k must be a whole number between 1 and n_latents = 20, got 90",
+        (x, y, "--config.sae.architecture=vanilla"): "config.sae.architecture must be one of topk",
+        (x, y, "--config.vary.layer=z"): "config.vary.layer must be one of x.npy, got 'z'",
+        (x, y, "--config.vary.normalize=('scales',)"): "normalize of TopK takes none, scale, layer_norm, got 'scales'",
+        ("--config.network=mlp",): "config.network must be cnn or vit, got 'mlp'",
+        ("--config.layers=('blok1',)",): "got 'blok1'; near it: block1",
+        ("--config.n_seeds=1",): "config.n_seeds must be at least 2, got 1",
+    }
+    workdir = tmp_path / "run"
+    done = run_commands("network_alignment", [[*case, f"--workdir={workdir}"] for case in cases])
+    for (status, errors), message in zip(done, cases.values(), strict=True):
+        assert status == 2, errors
+        assert errors.startswith("error: ")
+        assert errors.count("\n") == 1
+        assert message in errors
+    assert not workdir.exists()
