@@ -53,7 +53,8 @@ def get_config() -> ConfigDict:
     config.n_top = 10  # images of a unit there
     config.network = ConfigDict(
         {
-            "layer": "block3",  # stem, block1, block2 or block3
+            "widths": (16, 32, 64),  # channels of each block
+            "layer": "block3",  # stem, block1, block2, ...
             "position": "mean",  # over the positions of the layer; or all of them, as samples of one image
             "steps": 2_000,
             "batch_size": 32,
@@ -65,8 +66,8 @@ def get_config() -> ConfigDict:
     config.sae = ConfigDict(
         {
             "expansion": 4,  # latents for each unit
-            "k": 8,
-            "steps": 4_000,
+            "k": 4,  # a few, since the layer's mean has hardly more dimensions than there are classes
+            "steps": 2_000,
             "batch_size": 512,
             "learning_rate": 3e-3,  # cosine decay
         }
@@ -91,8 +92,8 @@ class Labelled(NamedTuple):
 def made(config: ConfigDict) -> Labelled:
     """The scored images of the built-in task, with three sets of categories."""
     key, n_images = _image_keys(config)[1], config.network.n_scored
-    labels = jax.jit(lambda i: TASK.sample(jax.random.fold_in(key, i), BATCH)[1])
-    classes = np.concatenate([np.zeros(0, int), *(labels(i) for i in range(math.ceil(n_images / BATCH)))])[:n_images]
+    batches = range(math.ceil(n_images / BATCH))
+    classes = np.concatenate([np.zeros(0, int), *(_batch(key, i, BATCH)[1] for i in batches)])[:n_images]
     shapes, textures = np.divmod(classes, len(TASK.textures))
     return Labelled(
         {"class": classes, "shape": shapes, "texture": textures},
@@ -113,8 +114,14 @@ def images(config: ConfigDict) -> Callable[[int], Any] | None:
 
         return small
     key = _image_keys(config)[1]
-    batch = functools.cache(jax.jit(lambda i: TASK.sample(jax.random.fold_in(key, i), BATCH)[0]))
-    return None if config.activations else lambda number: np.asarray(batch(number // BATCH)[number % BATCH])
+    batch = functools.cache(lambda i: jax.device_get(_batch(key, i, BATCH)[0]))
+    return None if config.activations else lambda number: batch(number // BATCH)[number % BATCH]
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _batch(key, i, n):
+    """Images of the built-in task, and their classes."""
+    return TASK.sample(jax.random.fold_in(key, i), n)
 
 
 def _image_keys(config):
@@ -178,7 +185,7 @@ class Study:
 
     def __init__(self, config: ConfigDict, labelled: Labelled):
         self.config, self.labelled = config, labelled
-        self.classifier = Classifier(CNN(TASK.n_classes))
+        self.classifier = Classifier(CNN(TASK.n_classes, tuple(config.network.widths)))
         order = _by_category(next(iter(labelled.labels.values())), config.seed + 1)
         self.halves = np.sort(order[::2]), np.sort(order[1::2])  # of the images
         for name, labels in labelled.labels.items():
@@ -208,29 +215,31 @@ class Study:
 
     def represent(self, networks):
         """Activations of networks to the images that train SAEs and to those that are scored, as `read` has them."""
-        settings, (training_key, scored_key) = self.config.network, _image_keys(self.config)
+        settings, sizes = self.config.network, (self.config.network.n_train, self.config.network.n_scored)
+        counts = [math.ceil(n / BATCH) for n in sizes]
 
-        def batch(key, i):
-            images, _ = TASK.sample(jax.random.fold_in(key, i), BATCH)
+        def batch(key_and_i):
+            images, _ = _batch(*key_and_i, BATCH)
             layer = jax.vmap(lambda params: self.classifier.activations(params, images, settings.layer)[settings.layer])
             found = layer(networks)
             found = found.reshape(*found.shape[:2], -1, found.shape[-1])
             return found.mean(axis=2, keepdims=True) if settings.position == "mean" else found
 
-        def of(key, n):
-            found = lax.map(functools.partial(batch, key), jnp.arange(math.ceil(n / BATCH))).swapaxes(0, 1)
-            return found.reshape(len(found), -1, *found.shape[3:])[:, :n]
-
-        return {"training": of(training_key, settings.n_train), "scored": of(scored_key, settings.n_scored)}
+        keys = jnp.repeat(_image_keys(self.config), np.array(counts), total_repeat_length=sum(counts))
+        numbers = np.concatenate([np.arange(count) for count in counts])
+        found = lax.map(batch, (keys, numbers)).swapaxes(0, 1)  # (networks, batches, images, positions, units)
+        parts = zip(jnp.split(found, counts[:1], axis=1), sizes, strict=True)
+        training, scored = (part.reshape(len(part), -1, *part.shape[3:])[:, :n] for part, n in parts)
+        return {"training": training, "scored": scored}
 
     def sae(self, n_units):
         """The SAE of a layer of so many units."""
         return sp.sae.TopK(n_units, self.config.sae.expansion * n_units, self.config.sae.k)
 
     def disentangle(self, seed, data):
-        """One SAE before and after training, and d' of all units on each half of the images, `(2, categories, units)`."""
+        """One SAE before and after training, and how good it is on the scored images."""
         settings, network = self.config.sae, jnp.minimum(seed, len(data["scored"]) - 1)
-        n_units, positions = data["scored"].shape[-1], data["scored"].shape[2]
+        n_units = data["scored"].shape[-1]
         training, scored = (data[part][network].reshape(-1, n_units) for part in ("training", "scored"))
         sae = self.sae(n_units)
         init_key, fit_key = jax.random.split(jax.random.fold_in(data["key"], seed))
@@ -245,33 +254,29 @@ class Study:
             optimizer=optax.adam(optax.cosine_decay_schedule(settings.learning_rate, settings.steps)),
         )
 
-        def measure(units):
-            units = units.reshape(-1, positions, units.shape[-1])
-            return {
-                name: jnp.stack(
-                    [
-                        sp.selectivity.d_prime(
-                            units[half].reshape(-1, units.shape[-1]),
-                            np.repeat(labels[half], positions),
-                            len(self.labelled.names[name]),
-                        )
-                        for half in self.halves
-                    ]
-                )
-                for name, labels in self.labelled.labels.items()
-            }
-
         report = sp.evaluation.evaluate(sae, trained, scored)
         return {
             "sae": trained,
             "random_sae": start,
-            "neuron_d": measure(scored),
-            "sae_d": measure(sae.encode(trained, scored)),
-            "random_sae_d": measure(sae.encode(start, scored)),
             "explained": 1 - report.fvu,
             "l0": report.l0,
             "dead": report.dead,
         }
+
+    def encode(self, params, units):
+        """Latents of activations whose last axis is units."""
+        flat = units.reshape(-1, units.shape[-1])
+        return self.sae(flat.shape[1]).encode(params, flat).reshape(*units.shape[:-1], -1)
+
+    def d_primes(self, units):
+        """By set of categories, d' of `(images, positions, units)` on each half of the images, `(2, categories, units)`."""
+        units, found = np.asarray(units), {}
+        for name, labels in self.labelled.labels.items():
+            n = len(self.labelled.names[name])
+            parts = [(units[half], np.repeat(labels[half], units.shape[1])) for half in self.halves]
+            halves = [sp.selectivity.d_prime(part.reshape(-1, part.shape[-1]), of_part, n) for part, of_part in parts]
+            found[name] = np.stack(halves)
+        return found
 
 
 def compute(config: ConfigDict, run: Run) -> dict[str, Any]:
@@ -309,10 +314,18 @@ def compute(config: ConfigDict, run: Run) -> dict[str, Any]:
     tables["variance_explained"] = [
         {**sp.stats.over_seeds(found["explained"]), **{name: float(np.mean(found[name])) for name in ("l0", "dead")}}
     ]
-    d_primes = {kind: found[f"{kind}_d"] for kind in KINDS}
-    if config.activations:  # the neurons of all seeds are the same
-        d_primes["neuron"] = {name: d[:1] for name, d in d_primes["neuron"].items()}
-    seconds = {"networks": represented - started, "saes": time.perf_counter() - represented}
+    disentangled, encode = time.perf_counter(), jax.jit(study.encode)
+    layers = list(data["scored"])  # one a network
+    measured = {"neuron": [study.d_primes(layer) for layer in layers]}
+    for kind in KINDS[1:]:
+        saes = [jax.tree.map(lambda leaf, seed=seed: leaf[seed], found[kind]) for seed in range(config.n_seeds)]
+        measured[kind] = [study.d_primes(encode(sae, layers[min(i, len(layers) - 1)])) for i, sae in enumerate(saes)]
+    d_primes = {kind: jax.tree.map(lambda *seeds: np.stack(seeds), *found) for kind, found in measured.items()}
+    seconds = {
+        "networks": represented - started,
+        "saes": disentangled - represented,
+        "measures": time.perf_counter() - disentangled,
+    }
     return run.finish(
         tabulate(labelled, d_primes, config.threshold),
         seconds,
@@ -376,14 +389,15 @@ def most_driven(
     name, names = next(iter(labelled.names.items()))
     shown = np.unique(np.linspace(0, len(names) - 1, min(config.n_categories, len(names))).round().astype(int))
     _, half = study.halves
-    flat = scored[half].reshape(-1, scored.shape[-1])
-    units = {"neuron": flat, "sae": np.asarray(study.sae(flat.shape[1]).encode(jax.tree.map(lambda leaf: leaf[0], saes), flat))}
     groups = np.repeat(np.arange(len(half)), scored.shape[1])
+    params = jax.tree.map(lambda leaf: jnp.asarray(leaf[0]), saes)
+    units = {"neuron": scored[half], "sae": np.asarray(study.encode(params, jnp.asarray(scored[half])))}
     rows = []
-    for kind, activations in units.items():
+    for kind, found in units.items():
+        activations = found.reshape(len(groups), -1)
         chosen, d = (np.asarray(found)[shown] for found in sp.selectivity.most_selective(*d_primes[kind][name][0]))
-        found = sp.selectivity.top(activations[:, chosen], min(config.n_top, len(half)), groups)
-        for category, unit, value, samples in zip(shown, chosen, d, np.asarray(found), strict=True):
+        top = sp.selectivity.top(activations[:, chosen], min(config.n_top, len(half)), groups)
+        for category, unit, value, samples in zip(shown, chosen, d, np.asarray(top), strict=True):
             images = half[groups[samples[activations[samples, unit] != 0]]]
             hits = int(np.sum(labelled.labels[name][images] == category))
             row = {"category": names[category], "kind": kind, "unit": int(unit), "d_prime": float(value), "hits": hits}
