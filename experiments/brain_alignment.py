@@ -556,9 +556,9 @@ def draw(results: dict[str, Any], run: Run) -> None:
     ]
     neurons = [row for row in rows if row["comparison"] == "neuron->site" and row["metric"] == metrics[0]]
     matched = [row for row in results["matched"] if row["metric"] == metrics[0]]
-    title = plotting.title(metrics[0])
+    title = plotting.metric_title(metrics[0])
     groups = [(f"{title},\nas many latents as neurons", neurons + matched)]
-    groups += [(plotting.title(metric), [row for row in rows if row["metric"] == metric]) for metric in metrics]
+    groups += [(plotting.metric_title(metric), [row for row in rows if row["metric"] == metric]) for metric in metrics]
     groups = (
         groups[1:2]
         + ([(f"{title},\ncorrected for noise, over sites", corrected)] if corrected else [])
