@@ -4,8 +4,9 @@ Takes a recording and activations of a network to the same images, one file a la
 Trains SAEs on each layer and on the recording, on images that are not scored, and scores neurons, latents, and latents of
 untrained SAEs against recorded sites. Look at sae->site against neuron->site, and at random_sae->site: an untrained SAE has as
 many latents, of which as many are active, but has learned nothing. `matched` has only as many latents as there are neurons:
-those that vary most over the images that train SAEs. sae->sae has an SAE of the sites on the other side; its control is
-random_sae->random_sae. Latents of several positions are averaged over an image before they predict its sites.
+those that vary most over the images that train SAEs, which cannot stand for more features than there are neurons. sae->sae has
+an SAE of the sites on the other side; its control is random_sae->random_sae. Latents of several positions are averaged over an
+image before they predict its sites.
 
 `ci95` is over images and `ci95_sites` over sites, both for the SAEs at hand. `corrected` is the mean over sites of r divided by
 √reliability, without sites of low reliability (`n_excluded`), where the recording has repeats. Of the simulation, whose sites
@@ -80,7 +81,7 @@ def get_config() -> ConfigDict:
     config.minimum = 0.1  # reliability that a site must have to be corrected for noise
     config.n_top = 8  # latents that are shown of each layer, and images of each
     config.sae = network_alignment.get_config().sae
-    config.sae.steps = 2_000
+    config.sae.update({"k": 4, "steps": 2_000, "batch_size": 512})  # the simulation has 3 features active; layers have more
     config.simulation = ConfigDict(
         {
             "n_stimuli": 4_000,
@@ -382,7 +383,7 @@ def compute(config: ConfigDict, run: Run) -> dict[str, Any]:
                     if a in of and (not label or a in MATCHED):
                         tested = difference(of[a], of[b], a.endswith("site") and b.endswith("site"))
                         differences.append({**at, "difference": f"{a} - {b}{label}", **tested})
-    best = max((row for row in rows if row["comparison"] == "sae->site"), key=lambda row: row["mean"] or 0)["layer"]
+    best = max(study.layers, key=lambda layer: found[layer, study.metrics[0].name, "sae->site"]["mean"].mean())
     latents, top = explain(study, states[best], material.scored, best)
     per_site = sites(found, study, reliability)
     seconds = {"reading": read_at - started, "saes": trained_at - read_at, "scores": time.perf_counter() - trained_at}
@@ -390,18 +391,8 @@ def compute(config: ConfigDict, run: Run) -> dict[str, Any]:
         {"layer": layer, **describe("network" if layer in study.layers else "recording", state)}
         for layer, state in states.items()
     ]
-    n_scored = len(material.scored.stimuli)
-    return run.finish(
-        rows,
-        seconds,
-        matched=matched,
-        differences=differences,
-        saes=saes,
-        latents=latents,
-        top=top,
-        sites=per_site,
-        n_scored=n_scored,
-    )
+    tables = {"matched": matched, "differences": differences, "saes": saes, "latents": latents}
+    return run.finish(rows, seconds, **tables, top=top, sites=per_site, n_scored=len(material.scored.stimuli))
 
 
 def reliabilities(recording: Recording, minimum: float) -> np.ndarray | None:
@@ -523,7 +514,8 @@ def explain(study: Study, state: Any, recording: Recording, layer: str) -> tuple
     `sites`: those with the largest weights. And the names of the images that activate each most, where the recording has any.
     """
     params = jax.tree.map(lambda leaf: jnp.asarray(leaf[0]), state["params"]["sae"])
-    latents = study.of_images(study.data, study.latents({"params": params}, study.data["scored"]["network"][layer][0]))
+    samples = jnp.asarray(study.data["scored"]["network"][layer][0])
+    latents = study.of_images(study.data, study.latents({"params": params}, samples))
     score = sp.align(latents, recording.responses, sp.metrics.Ridge(weights=True), folds=None)["ridge"]
     weights = np.asarray(score.details["weights"][0] * jnp.std(latents, axis=0)[:, None]) / recording.responses.std(axis=0)
     share = (weights**2).sum(axis=1) / (weights**2).sum()
