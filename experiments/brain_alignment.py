@@ -514,8 +514,8 @@ def explain(study: Study, state: Any, recording: Recording, layer: str) -> tuple
     `sites`: those with the largest weights. And the names of the images that activate each most, where the recording has any.
     """
     params = jax.tree.map(lambda leaf: jnp.asarray(leaf[0]), state["params"]["sae"])
-    samples = jnp.asarray(study.data["scored"]["network"][layer][0])
-    latents = study.of_images(study.data, study.latents({"params": params}, samples))
+    encode = jax.jit(lambda samples: study.of_images(study.data, study.latents({"params": params}, samples)))
+    latents = encode(study.data["scored"]["network"][layer][0])
     score = sp.align(latents, recording.responses, sp.metrics.Ridge(weights=True), folds=None)["ridge"]
     weights = np.asarray(score.details["weights"][0] * jnp.std(latents, axis=0)[:, None]) / recording.responses.std(axis=0)
     share = (weights**2).sum(axis=1) / (weights**2).sum()

@@ -184,7 +184,12 @@ def test_bad_input_is_one_line_and_leaves_nothing_behind(files, tmp_path):
         (*v4, layer, "--config.train_fraction=0"): "config.train_fraction must be above 0 (without config.train) and below 1",
         (*v4, layer, f"--config.folds={files}/few.npy"): "config.folds must be whole numbers (60,), one a stimulus",
         (*v4, layer, "--config.n_folds=31"): "folds must be between 2 and the number of samples, 30, got 31",
-        (*v4, layer, "--config.sae.k=90"): "k must be a whole number between 1 and n_latents = 24, got 90",
+        (
+            *v4,
+            layer,
+            "--config.n_blocks=2",
+            "--config.sae.k=90",
+        ): "k must be a whole number between 1 and n_latents = 24, got 90",
         (*v4, layer, "--config.minimum=0.999"): "config.minimum must be at most the highest reliability of a site",
         tuple(array): "config.recording: units must vary, but 1 are constant, first unit 4",
     }
