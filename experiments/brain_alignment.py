@@ -330,7 +330,8 @@ class Study(network_alignment.Study):
         found = sp.stats.jackknife(
             x, y, self.metrics, self.fold_ids, self.n_folds, groups=self.stimuli, n_blocks=self.config.n_blocks
         )
-        return {name: score._asdict() for name, score in found.items()}
+        # Of latents as targets, dead ones would be NaN, and are not told apart.
+        return {name: (score._replace(units=None) if target == "latent" else score)._asdict() for name, score in found.items()}
 
     def latents(self, state, samples):
         """Latents of samples, by one SAE."""
@@ -546,17 +547,11 @@ def draw(results: dict[str, Any], run: Run) -> None:
         for row in rows
         if row["metric"] == metrics[0] and row["corrected"] is not None
     ]
-    neurons = [row for row in rows if row["comparison"] == "neuron->site" and row["metric"] == metrics[0]]
-    matched = [row for row in results["matched"] if row["metric"] == metrics[0]]
+    few = [row for row in rows if row["comparison"] == "neuron->site"] + results["matched"]
     title = plotting.metric_title(metrics[0])
-    groups = [(f"{title},\nas many latents as neurons", neurons + matched)]
+    groups = [(f"{title},\ncorrected for noise, over sites", corrected)] if corrected else []
     groups += [(plotting.metric_title(metric), [row for row in rows if row["metric"] == metric]) for metric in metrics]
-    groups = (
-        groups[1:2]
-        + ([(f"{title},\ncorrected for noise, over sites", corrected)] if corrected else [])
-        + groups[:1]
-        + groups[2:]
-    )
+    groups.append((f"{title},\nas many latents as neurons", [row for row in few if row["metric"] == metrics[0]]))
     columns = max(len(groups), len(layers) if sites else 0)
     figure, axes = plotting.panels(1 + bool(sites), columns, (3.3 * columns, 3.4 + 3 * bool(sites)))
     for axis in axes.ravel():
@@ -569,7 +564,7 @@ def draw(results: dict[str, Any], run: Run) -> None:
     for axis, layer in zip(axes[-1], layers if sites else (), strict=False):
         axis.set_visible(True)
         _scatter(axis, layer, sites)
-    handles, labels = axes[0, 0].get_legend_handles_labels()
+    handles, labels = axes[0, int(bool(corrected))].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize=8, frameon=False)
     over = f"{results['n_scored']} images (corrected for noise: over sites)" if corrected else f"{results['n_scored']} images"
     figure.suptitle(f"Bars: 95 % confidence interval over {over}, for the SAEs at hand", fontsize=9, color="#444444")

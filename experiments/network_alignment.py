@@ -196,7 +196,7 @@ class Study:
         if len(self.sides) == 1:
             return {name: score.mean for name, score in sp.align(*ends, **settings).items()}
         found = sp.stats.jackknife(*ends, **settings, groups=self.groups[layer], n_blocks=self.config.n_blocks)
-        return {name: score._asdict() for name, score in found.items()}
+        return {name: {"mean": score.mean, "without": score.without} for name, score in found.items()}
 
     @property
     def pairs(self) -> list[tuple[int, int]]:
