@@ -11,6 +11,7 @@ over images, for the maps and SAEs at hand.
 """
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,7 @@ def get_config() -> ConfigDict:
     )
     # One setting of `sae` at a time takes these values, in one layer: by default the last.
     config.vary = ConfigDict(
-        {"layer": "", "share": (0.03, 0.1, 0.3), "k": (), "expansion": (), "architecture": (), "normalize": ()}
+        {"layer": "", "share": (), "k": (), "expansion": (), "architecture": (), "normalize": ()}
     )
     return config
 
@@ -90,9 +91,8 @@ def classifier(config: ConfigDict) -> Any:
     return networks.Classifier(nets[config.network](task.n_classes), (task.size, task.size, 3)), task
 
 
-def train_networks(config: ConfigDict, model: Any, task: Any, run: Run) -> dict[str, Any]:
-    """Networks of all seeds: `params`, and their `accuracy` on 2,000 images of their own; kept in the run's folder."""
-    settings = config.training
+def network(model: Any, task: Any, settings: ConfigDict) -> Callable[[Any, Any], dict[str, Any]]:
+    """`train(key, data_key)` for `sp.sweep`: one network's `params`, and its `accuracy` on 2,000 images of their own."""
     rate = optax.warmup_cosine_decay_schedule(0, settings.learning_rate, max(1, settings.steps // 20), settings.steps)
 
     def train(key, data_key):
@@ -108,9 +108,7 @@ def train_networks(config: ConfigDict, model: Any, task: Any, run: Run) -> dict[
         )
         return {"params": params, "accuracy": model.accuracy(params, *task.sample(test_key, 2_000))}
 
-    keys = jax.random.split(jax.random.key(config.seed), config.n_seeds)
-    data_key = jax.random.key(config.seed + 1)
-    return sp.sweep(train, {}, keys, data_key=data_key, chunk=config.chunk, workdir=run.path / "networks").load()
+    return train
 
 
 def activations(model: Any, params: Any, layers: tuple[str, ...], images: Any, key: Any, positions: int) -> dict[str, Any]:
@@ -259,7 +257,9 @@ def make(config: ConfigDict, run: Run) -> tuple[dict[str, dict[str, Any]], list[
     settings, key = config.images, jax.random.key(config.seed + 2)
     n_images = {"training": settings.n_train, "scored": settings.n_scored}
     jax.eval_shape(lambda key: model.activations(model.init(key), jnp.zeros((1, *model.shape)), layers), key)  # unknown layers
-    trained = train_networks(config, model, task, run)
+    keys = jax.random.split(jax.random.key(config.seed), config.n_seeds)
+    train, data_key, folder = network(model, task, config.training), jax.random.key(config.seed + 1), run.path / "networks"
+    trained = sp.sweep(train, {}, keys, data_key=data_key, chunk=config.chunk, workdir=folder).load()
 
     def look(params, key, n):
         def batch(i):

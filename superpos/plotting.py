@@ -178,6 +178,46 @@ def metric_title(metric: str) -> str:
     return _TITLES.get(metric, metric)
 
 
+def image_grid(
+    images: Sequence[Sequence[Any]],
+    titles: Sequence[str],
+    path: str | PathLike,
+    *,
+    title: str = "",
+    colours: Sequence[str] = (),
+) -> None:
+    """A grid of images, such as those that drive a unit most, with a title to the left of each row.
+
+    Args:
+        images: of each row: arrays (height, width, 3) in 0 to 1, or Pillow images; None leaves a place empty.
+        titles: of each row.
+        path: of the PNG to write.
+        title: of the figure.
+        colours: of each row's title; by default black.
+
+    Raises:
+        ValueError: no image, or another number of titles or colours than of rows.
+    """
+    colours = colours or ["black"] * len(titles)
+    columns = max(map(len, images), default=0)
+    if not columns or not len(images) == len(titles) == len(colours):
+        raise ValueError(
+            f"images must have at least one, and titles and colours one a row of them, "
+            f"got {len(images)} rows of up to {columns}, {len(titles)} titles and {len(colours)} colours."
+        )
+    figure, axes = panels(len(images), columns, (2 + 0.75 * columns, 0.4 + 0.75 * len(images)))
+    for line, shown, name, colour in zip(axes, images, titles, colours, strict=True):
+        for axis, image in zip(line, [*shown, *[None] * (columns - len(shown))], strict=True):
+            axis.set(xticks=[], yticks=[])
+            axis.spines[:].set_visible(False)
+            if image is not None:
+                axis.imshow(image)
+        line[0].set_ylabel(name, rotation=0, ha="right", va="center", color=colour)
+    figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)
+    figure.suptitle(title, fontsize=9, color="#444444")
+    save(figure, path)
+
+
 def means(rows: Sequence[dict[str, Any]]) -> list[float]:
     """The mean of each row, NaN where there is none."""
     return [math.nan if row["mean"] is None else row["mean"] for row in rows]

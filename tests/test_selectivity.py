@@ -1,0 +1,244 @@
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.stats
+from test_experiments import run_commands
+
+import superpos as sp
+from experiments import selectivity
+
+
+@pytest.fixture(scope="module")
+def labelled():
+    """600 samples of 7 units in 4 categories: units of all scales, one far from 0, one constant."""
+    rng = np.random.default_rng(0)
+    labels = rng.choice(4, 600, p=[0.1, 0.2, 0.3, 0.4])
+    units = rng.exponential(size=(600, 7)) * (1 + rng.normal(size=(4, 7))[labels] ** 2)
+    units[:, 1] *= 1e-3
+    units[:, 2] += 1e3
+    units[:, 4] = 0.1
+    return units.astype(np.float32), labels
+
+
+def test_d_prime_is_the_formula_in_float64(labelled):
+    units, labels = labelled
+    expected, live = np.zeros((4, 7)), [0, 1, 2, 3, 5, 6]
+    for category in range(4):
+        inside, outside = (units[part][:, live].astype(np.float64) for part in (labels == category, labels != category))
+        spread = np.sqrt((scipy.stats.tvar(inside) + scipy.stats.tvar(outside)) / 2)
+        expected[category, live] = (inside.mean(axis=0) - outside.mean(axis=0)) / spread
+    found = sp.selectivity.d_prime(units, labels, 4)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(found[:, 4], 0)
+
+
+def test_two_gaussians_have_the_d_prime_and_the_roc_area_of_theory():
+    rng = np.random.default_rng(1)
+    labels = np.repeat([0, 1], 50_000)
+    units = 3 + 2 * rng.normal(size=(100_000, 1)) + 2 * 1.5 * labels[:, None]  # means 1.5 standard deviations apart
+    found = sp.selectivity.d_prime(units.astype(np.float32), labels, 2)
+    np.testing.assert_allclose(found[:, 0], [-1.5, 1.5], atol=0.03)
+    area = scipy.stats.mannwhitneyu(units[labels == 1, 0], units[labels == 0, 0]).statistic / 50_000**2
+    np.testing.assert_allclose(area, scipy.stats.norm.cdf(found[1, 0] / 2**0.5), atol=0.005)
+
+
+def test_a_latent_of_a_third_of_a_category_has_d_prime_1():
+    labels = np.repeat([0, 1], 30_000)
+    units = ((labels == 1) & (np.arange(60_000) % 3 == 0)).astype(np.float32)[:, None]
+    np.testing.assert_allclose(sp.selectivity.d_prime(units, labels, 2)[:, 0], [-1, 1], atol=1e-3)
+
+
+def test_d_prime_knows_neither_scale_nor_shift_nor_order(labelled):
+    units, labels = labelled
+    found = sp.selectivity.d_prime(units, labels, 4)
+    order = np.random.default_rng(2).permutation(600)
+    np.testing.assert_allclose(sp.selectivity.d_prime(units[order], labels[order], 4), found, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(sp.selectivity.d_prime(5 * units - 7, labels, 4), found, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(sp.selectivity.d_prime(-units, labels, 4), -found, rtol=1e-4, atol=1e-5)
+
+
+def test_d_prime_jits_and_maps_and_takes_half_precision(labelled):
+    units, labels = labelled
+    several = jax.jit(jax.vmap(lambda units: sp.selectivity.d_prime(units, labels, 4)))(jnp.stack([units, 2 * units]))
+    np.testing.assert_allclose(several[0], several[1], rtol=1e-4, atol=1e-5)
+    counts = np.tile(np.arange(600)[:, None], (1, 2))
+    halved = sp.selectivity.d_prime(counts.astype(np.float16), jnp.asarray(labels), 4)
+    np.testing.assert_allclose(halved, sp.selectivity.d_prime(counts.astype(np.float32), labels, 4), rtol=1e-5)
+
+
+def test_categories_that_cannot_be_told():
+    units = np.random.default_rng(0).normal(size=(9, 2)).astype(np.float32)
+    found = sp.selectivity.d_prime(units, np.array([0] * 4 + [1] * 4 + [2]), 4)  # one sample of 2, none of 3
+    assert np.isfinite(found[:2]).all()
+    assert np.isnan(found[2:]).all()
+    assert np.isnan(sp.selectivity.d_prime(units, np.zeros(9, int), 2)).all()
+    apart = sp.selectivity.d_prime(np.array([[0.0], [0], [1], [1]]), np.array([0, 0, 1, 1]), 2)
+    np.testing.assert_array_equal(apart[:, 0], [-np.inf, np.inf])
+
+
+def test_the_best_of_units_that_tell_nothing_is_at_chance():
+    rng = np.random.default_rng(3)
+    halves = [sp.selectivity.d_prime(rng.normal(size=(400, 500)), np.arange(400) % 10, 10) for _ in range(2)]
+    units, d = sp.selectivity.most_selective(*halves)
+    assert (np.take_along_axis(halves[0], units[:, None], 1) > 0.35).all()  # selected
+    assert abs(d.mean()) < 4 * (1 / 40 + 1 / 360) ** 0.5 / 10**0.5
+
+
+def test_effective_number_counts_equal_shares():
+    d = jnp.zeros((3, 40)).at[0, :7].set(2.0).at[1, 3].set(0.4).at[0, 20:].set(-5.0)
+    np.testing.assert_allclose(sp.selectivity.effective_number(d), [7, 1, 0])
+    np.testing.assert_allclose(sp.selectivity.effective_number(3 * d.T, axis=0), [7, 1, 0], rtol=1e-6)
+
+
+def test_top_is_that_of_a_sort():
+    units = np.random.default_rng(4).normal(size=(60, 5)).astype(np.float32)
+    np.testing.assert_array_equal(sp.selectivity.top(units, 7), np.argsort(-units, axis=0)[:7].T)
+    # Of 4 patches an image: images by their largest patch, which is the one that is named.
+    groups = np.random.default_rng(5).permutation(np.repeat(np.arange(15) * 10, 4))
+    found = np.asarray(jax.jit(sp.selectivity.top, static_argnums=1)(units, 15, groups))
+    largest = np.stack([units[groups == group].max(axis=0) for group in np.unique(groups)])
+    for unit in range(5):
+        assert sorted(groups[found[unit]]) == sorted(set(groups))
+        np.testing.assert_array_equal(units[found[unit], unit], -np.sort(-largest[:, unit]))
+    few = jax.jit(lambda groups: sp.selectivity.top(units, 3, groups))(np.arange(60) // 30)
+    assert (few[:, :2] >= 0).all()
+    assert (few[:, 2] == -1).all()
+
+
+def test_bad_arguments():
+    units = np.ones((6, 2), np.float32)
+    for arguments, message in (
+        ((units, np.zeros(5, int), 2), r"units and labels must be \(n_samples, n_units\) and \(n_samples,\), got \(6, 2\)"),
+        ((units, np.zeros(6), 2), "labels must be whole numbers, got float64"),
+        ((units, np.arange(6), 5), "labels must be 0 to 4, got 0 to 5"),
+        ((units, np.zeros(6, int), 1), "n_categories must be an integer of at least 2, got 1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            sp.selectivity.d_prime(*arguments)
+    with pytest.raises(ValueError, match="number of samples, or of groups of them, 2, got 3"):
+        sp.selectivity.top(units, 3, np.arange(6) % 2)
+    with pytest.raises(ValueError, match=r"groups \(n_samples,\), got \(6, 2\) and \(5,\)"):
+        sp.selectivity.top(units, 2, np.zeros(5, int))
+    with pytest.raises(ValueError, match=r"must both be \(n_categories, n_units\)"):
+        sp.selectivity.most_selective(units, units.T)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """36 images in folders of 3 categories, and activations of 4 positions: a unit a category, and 3 that tell nothing."""
+    from PIL import Image
+
+    folder, rng = tmp_path_factory.mktemp("files"), np.random.default_rng(0)
+    labels = np.repeat([0, 1, 2], 12)
+    for i, label in enumerate(labels):
+        (folder / "images" / "abc"[label]).mkdir(parents=True, exist_ok=True)
+        pixels = rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / "images" / "abc"[label] / f"{i:02}.png")
+    (folder / "one").mkdir()
+    for i in range(36):
+        Image.fromarray(pixels).save(folder / "one" / f"{i:02}.png")
+    units = rng.uniform(size=(36, 4, 6)) + 10 * np.eye(3, 6)[labels][:, None] * rng.uniform(0.8, 1, size=(36, 4, 1))
+    np.save(folder / "units.npy", units.astype(np.float16))
+    np.save(folder / "labels.npy", labels + 7)
+    np.save(folder / "few.npy", np.r_[labels[:-1], 3])
+    np.save(folder / "short.npy", labels[:30])
+    return folder
+
+
+def small():
+    config = selectivity.get_config()
+    config.n_seeds = 2
+    config.sae.update({"expansion": 2, "k": 2, "steps": 3, "batch_size": 16})
+    return config
+
+
+def test_files_are_scored(files, conduct):
+    config = small()
+    config.activations, config.images = f"{files}/units.npy", f"{files}/images"
+    run, results = conduct(selectivity, config)
+    rows = {row["units"]: row for row in results["rows"]}
+    assert [rows[kind]["n_units"] for kind in selectivity.KINDS] == [6, 12, 12]
+    assert [rows[kind]["n_seeds"] for kind in selectivity.KINDS] == [1, 2, 2]
+    assert rows["neuron"]["above"] == rows["neuron"]["categories"] == 1
+    assert rows["neuron"]["selective"] == 0.5
+    np.testing.assert_allclose(rows["neuron"]["effective"], 1, atol=0.05)
+    assert rows["neuron"]["best"] > 5
+    assert results["n_scored"] == 18
+    top = results["top"]["rows"]
+    assert [(row["category"], row["unit"]) for row in top if row["kind"] == "neuron"] == [("a", 0), ("b", 1), ("c", 2)]
+    for row in top:  # images of one half, each once, in which the category has three
+        assert len(set(row["images"])) == len(row["images"]) <= 9
+        if row["kind"] == "neuron":
+            assert {number // 12 for number in row["images"][:3]} == {row["unit"]}
+    assert (run.path / "top_images.png").stat().st_size > 10_000
+
+    config.images, config.labels = "", f"{files}/labels.npy"
+    run, again = conduct(selectivity, config)
+    assert again["rows"] == results["rows"]
+    assert [row["category"] for row in again["top"]["rows"]] == ["7", "7", "8", "8", "9", "9"]
+    assert not (run.path / "top_images.png").exists()
+
+
+def test_images_are_split_whole_and_by_category(files):
+    config = small()
+    config.activations, config.labels = f"{files}/units.npy", f"{files}/labels.npy"
+    labelled, data = selectivity.read(config)
+    assert data["training"].shape == data["scored"].shape == (1, 18, 4, 6)
+    np.testing.assert_array_equal(np.bincount(labelled.labels["category"]), 6)
+    units = np.load(config.activations)
+    np.testing.assert_array_equal(data["scored"][0], units[labelled.numbers])
+    assert not {image.tobytes() for image in data["scored"][0]} & {image.tobytes() for image in data["training"][0]}
+    for half in selectivity.Study(config, labelled).halves:
+        np.testing.assert_array_equal(np.bincount(labelled.labels["category"][half]), 3)
+
+
+def test_networks_are_trained_and_scored(conduct, monkeypatch):
+    monkeypatch.setattr(selectivity, "BATCH", 64)
+    config = small()
+    config.n_categories, config.n_top = 2, 3
+    config.network.update({"widths": (8,), "layer": "block1", "position": "all", "steps": 2, "batch_size": 4})
+    config.network.update({"n_train": 20, "n_scored": 200})
+    run, results = conduct(selectivity, config)
+    assert [(row["set"], row["units"]) for row in results["rows"]] == [
+        (name, kind) for name in ("class", "shape", "texture") for kind in selectivity.KINDS
+    ]
+    assert {row["n_units"] for row in results["rows"]} == {8, 16}
+    assert {row["n_seeds"] for row in results["rows"]} == {2}
+    assert json.loads((run.path / "results.json").read_text())["n_scored"] == 200
+    assert (run.path / "top_images.png").stat().st_size > 10_000
+    labelled = selectivity.made(config)
+    # The images that are shown are those that were scored.
+    study = selectivity.Study(config, labelled)
+    params = sp.sweeps.load(run.path / "networks").load()["params"]
+    image = jnp.asarray(selectivity.images(config)(170))[None]
+    seen = study.classifier.activations(jax.tree.map(lambda leaf: jnp.asarray(leaf[0]), params), image, "block1")["block1"]
+    np.testing.assert_allclose(jax.jit(study.represent)(params)["scored"][0, 170], seen.reshape(-1, 8), atol=1e-4)
+
+
+def test_bad_input_is_one_line(files, tmp_path):
+    units = f"--config.activations={files}/units.npy"
+    cases = {
+        (units,): "config.activations needs categories: pass --config.labels=FILE, or --config.images=FOLDER",
+        (units, f"--config.labels={files}/short.npy"): "config.labels must be 36 whole numbers",
+        (
+            units,
+            f"--config.labels={files}/few.npy",
+        ): "category '3' must have at least 2 scored images in each half, got 0",
+        (units, f"--config.images={files}/images/a"): "the 36 samples of config.activations, got 12 images",
+        (units, f"--config.images={files}/one"): "config.images must have at least 2 categories",
+        (units, f"--config.labels={files}/no.npy"): "config.labels: ",
+        (units, f"--config.labels={files}/labels.npy", "--config.sae.k=99"): "between 1 and n_latents = 24, got 99",
+        (f"--config.images={files}/images",): "go with --config.activations=FILE",
+        ("--config.network.layer=block9",): "got 'block9'; near it: block3",
+        ("--config.network.position=center",): "config.network.position must be mean or all, got 'center'",
+    }
+    found = run_commands("selectivity", [[*case, f"--workdir={tmp_path}/run"] for case in cases])
+    for (status, errors), message in zip(found, cases.values(), strict=True):
+        assert status == 2, errors
+        assert errors.startswith("error: ")
+        assert errors.count("\n") == 1
+        assert message in errors
+    assert not (tmp_path / "run").exists()
