@@ -50,7 +50,7 @@ def get_config() -> ConfigDict:
     config.layers = ()  # of the network, or names for those of the files; by default all that have axes of their own
     config.n_seeds = 8  # networks, each with an SAE a layer; with files: SAEs of each network
     config.seed = 0  # of all keys
-    config.chunk = 8  # models, or pairs of them, in flight at once
+    config.chunk = 8  # models, or pairs of them, in flight at once; 0: as many as fit into memory
     config.metrics = sp.alignment.DEFAULT
     config.n_folds = 5
     config.n_blocks = 10  # parts of a fold, left out in turn for intervals over images
@@ -70,9 +70,7 @@ def get_config() -> ConfigDict:
         }
     )
     # One setting of `sae` at a time takes these values, in one layer: by default the last.
-    config.vary = ConfigDict(
-        {"layer": "", "share": (), "k": (), "expansion": (), "architecture": (), "normalize": ()}
-    )
+    config.vary = ConfigDict({"layer": "", "share": (), "k": (), "expansion": (), "architecture": (), "normalize": ()})
     return config
 
 
@@ -151,13 +149,7 @@ class Study:
 
     def sae(self, units: int, changed: dict[str, Any]) -> sp.sae.SparseAutoencoder:
         """The SAE of a layer."""
-        settings = {**self.config.sae, **changed}
-        known = {name: kind for name, kind in sp.sae.ARCHITECTURES.items() if "k" in kind.__dataclass_fields__}
-        if settings["architecture"] not in known:
-            listed = ", ".join(known)
-            raise ValueError(f"config.sae.architecture must be one of {listed}, got {settings['architecture']!r}.")
-        kind: Any = known[settings["architecture"]]
-        return kind(units, settings["expansion"] * units, settings["k"], normalize=settings["normalize"])
+        return make_sae({**self.config.sae, **changed}, units)
 
     def train(self, member, data, side, layer, **changed):
         """One SAE before (`random_sae`) and after (`sae`) training, and what each makes of the scored samples."""
@@ -256,10 +248,12 @@ def make(config: ConfigDict, run: Run) -> tuple[dict[str, dict[str, Any]], list[
     layers = tuple(config.layers) or model.layers
     settings, key = config.images, jax.random.key(config.seed + 2)
     n_images = {"training": settings.n_train, "scored": settings.n_scored}
-    jax.eval_shape(lambda key: model.activations(model.init(key), jnp.zeros((1, *model.shape)), layers), key)  # unknown layers
+    found = jax.eval_shape(lambda key: model.activations(model.init(key), jnp.zeros((1, *model.shape)), layers), key)
+    check(config, {layer: [found[layer].shape[-1]] for layer in layers})
+    run.claim()
     keys = jax.random.split(jax.random.key(config.seed), config.n_seeds)
     train, data_key, folder = network(model, task, config.training), jax.random.key(config.seed + 1), run.path / "networks"
-    trained = sp.sweep(train, {}, keys, data_key=data_key, chunk=config.chunk, workdir=folder).load()
+    trained = sp.sweep(train, {}, keys, data_key=data_key, chunk=config.chunk or None, workdir=folder).load()
 
     def look(params, key, n):
         def batch(i):
@@ -270,21 +264,55 @@ def make(config: ConfigDict, run: Run) -> tuple[dict[str, dict[str, Any]], list[
         found = jax.lax.map(batch, jnp.arange(-(-n // 256)))
         return {name: values.reshape(-1, values.shape[-1])[: n * values.shape[1] // 256] for name, values in found.items()}
 
-    found = {}
+    looked = {}
     for i, (part, n) in enumerate(n_images.items()):
         every = jax.jit(lambda params, key, n=n: jax.lax.map(lambda one: look(one, key, n), params))
-        found[part] = jax.device_get(every(trained["params"], jax.random.fold_in(key, i)))
+        looked[part] = jax.device_get(every(trained["params"], jax.random.fold_in(key, i)))
     made = {
         layer: {
-            "groups": np.repeat(np.arange(settings.n_scored), found["scored"][layer].shape[1] // settings.n_scored),
+            "groups": np.repeat(np.arange(settings.n_scored), looked["scored"][layer].shape[1] // settings.n_scored),
             "n_images": settings.n_train,
-            **{part: {"network": found[part][layer]} for part in n_images},
+            **{part: {"network": looked[part][layer]} for part in n_images},
         }
         for layer in layers
     }
     accuracy = trained["accuracy"].astype(float)
     row = {"network": config.network, **sp.stats.over_seeds(accuracy), "least": accuracy.min(), "most": accuracy.max()}
     return made, [row]
+
+
+def make_sae(settings: dict[str, Any], units: int) -> sp.sae.SparseAutoencoder:
+    """The SAE of so many units that settings describe.
+
+    Raises:
+        ValueError: settings that do not fit.
+    """
+    known = {name: kind for name, kind in sp.sae.ARCHITECTURES.items() if "k" in kind.__dataclass_fields__}
+    if settings["architecture"] not in known:
+        listed = ", ".join(known)
+        raise ValueError(f"config.sae.architecture must be one of {listed}, got {settings['architecture']!r}.")
+    kind: Any = known[settings["architecture"]]
+    return kind(units, settings["expansion"] * units, settings["k"], normalize=settings["normalize"])
+
+
+def check(config: ConfigDict, units: dict[str, list[int]]) -> None:
+    """Refuses, before anything is trained, settings of SAEs that do not fit the units of each layer and side."""
+    if config.vary.layer and config.vary.layer not in units:
+        raise ValueError(f"config.vary.layer must be one of {', '.join(units)}, got {config.vary.layer!r}.")
+    varied_layer = config.vary.layer or list(units)[-1]
+    for changed in [{}, *({name: value} for name, values in _varied(config).items() for value in values)]:
+        settings = {**config.sae, **changed}
+        if not 0 < settings["share"] <= 1:
+            raise ValueError(f"config.sae.share must be above 0 and at most 1, got {settings['share']}.")
+        for layer, widths in units.items():
+            for width in widths:
+                if not changed or layer == varied_layer:
+                    make_sae(settings, width)
+
+
+def _varied(config):
+    """The values that each setting takes, those that take any."""
+    return {name: tuple(values) for name, values in config.vary.items() if name != "layer" and values}
 
 
 def compute(config: ConfigDict, run: Run) -> dict[str, Any]:
@@ -294,29 +322,21 @@ def compute(config: ConfigDict, run: Run) -> dict[str, Any]:
         raise ValueError(f"config.n_seeds must be at least {1 if with_files else 2}, got {config.n_seeds}.")
     sp.metrics.resolve(config.metrics)
     started = time.perf_counter()
-    layers, networks = (read(config), []) if with_files else make(config, run)
+    networks: list[dict[str, Any]] = []
+    if with_files:
+        layers = read(config)
+        check(config, {layer: [part.shape[-1] for part in found["scored"].values()] for layer, found in layers.items()})
+        run.claim()
+    else:
+        layers, networks = make(config, run)
     study = Study(config, layers, align.SIDES if with_files else ("network",))
     varied_layer = config.vary.layer or study.names[-1]
-    if varied_layer not in layers:
-        raise ValueError(f"config.vary.layer must be one of {', '.join(layers)}, got {varied_layer!r}.")
-    varied = {name: tuple(values) for name, values in config.vary.items() if name != "layer" and values}
-    for name, values in {"": (None,), **varied}.items():  # what can fail fails here, before anything is trained
-        for value in values:
-            changed = {name: value} if name else {}
-            if not 0 < {**config.sae, **changed}["share"] <= 1:
-                raise ValueError(
-                    f"config.sae.share must be above 0 and at most 1, got {changed.get('share', config.sae.share)}."
-                )
-            for layer in (varied_layer,) if name else study.names:
-                for side in study.sides:
-                    study.sae(study.data["scored"][side][layer].shape[-1], changed)
-    run.claim()
+    varied = _varied(config)
     made_at = time.perf_counter()
 
     rows: list[dict[str, Any]] = []
     curves: list[dict[str, Any]] = []
     differences, saes = [], []
-    base: dict[tuple[str, str, str], Any] = {}
     for name, values in {"": (None,), **varied}.items():
         # Shares of the images change no shapes: they are variants of one program.
         for batch in [values] if name in ("", "share") else [(value,) for value in values]:
@@ -330,8 +350,6 @@ def compute(config: ConfigDict, run: Run) -> dict[str, Any]:
                     saes += [{**at, "n_images": n_images, **row} for row in described[layer, i]]
                     for metric in (metric.name for metric in study.metrics):
                         scores = {c: found[layer, i, metric, c] for c in COMPARISONS if (layer, i, metric, c) in found}
-                        if not name:
-                            base |= {(layer, metric, c): score for c, score in scores.items()}
                         for comparison, score in scores.items():
                             row = {"metric": metric, "comparison": comparison, **_summary(study, score)}
                             (curves if name else rows).append({**at, **row})
@@ -348,7 +366,7 @@ def _measure(study, run, name, values, layers):
     config, members = study.config, np.arange(study.config.n_seeds)
     grid = {"side": study.sides, "layer": layers, **({name: values} if name else {})}
     folder = run.path / "saes" / "-".join([name or "base", *(map(str, values) if name not in ("", "share") else ())])
-    trained = sp.sweep(study.train, grid, members, data_key=study.data, chunk=config.chunk, workdir=folder)
+    trained = sp.sweep(study.train, grid, members, data_key=study.data, chunk=config.chunk or None, workdir=folder)
     states = {
         (side, layer): [trained.load(side=side, layer=layer, **({name: value} if name else {})) for value in values]
         for side in study.sides
@@ -377,7 +395,7 @@ def _measure(study, run, name, values, layers):
         which = np.array([_which(*one) for one in listed])
         grid = {"kind": (kind,), "layer": layers, **({name: values[:1]} if name and name != "share" else {})}
         where = folder.parent.parent / "scores" / folder.name / kind.replace("->", "_")
-        scored = sp.sweep(study.compare, grid, which, data_key=data, chunk=config.chunk, workdir=where)
+        scored = sp.sweep(study.compare, grid, which, data_key=data, chunk=config.chunk or None, workdir=where)
         for layer in layers:
             for metric, scores in scored.load(layer=layer).items():
                 for comparison, i in dict.fromkeys(one[:2] for one in listed):

@@ -142,8 +142,8 @@ def read(config: ConfigDict) -> tuple[Labelled, dict[str, np.ndarray]]:
         raise ValueError(f"config.activations holds {np.size(units) - np.isfinite(units).sum()} NaN or infinite values.")
     if not config.images and not config.labels:
         raise ValueError("config.activations needs categories: pass --config.labels=FILE, or --config.images=FOLDER.")
-    names = Images(config.images).names if config.images else None
-    if names is not None and len(names) != n_images:
+    names = Images(config.images).names if config.images else []
+    if config.images and len(names) != n_images:
         raise ValueError(f"config.images must be the {n_images} samples of config.activations, got {len(names)} images.")
     if config.labels:
         field, given = "labels", np.asarray(_load(config, "labels"))

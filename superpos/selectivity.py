@@ -50,7 +50,7 @@ def d_prime(
      [ 2.121  0.   ]]
     """
     units = jnp.asarray(units)
-    labels = labels if isinstance(labels, jax.core.Tracer) else np.asarray(labels)
+    labels = labels if isinstance(labels, jax.core.Tracer) else np.asarray(labels)  # type: ignore[assignment]
     if units.ndim != 2 or labels.shape != units.shape[:1]:
         raise ValueError(
             f"units and labels must be (n_samples, n_units) and (n_samples,), got {units.shape} and {labels.shape}."

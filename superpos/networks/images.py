@@ -163,8 +163,8 @@ class LabelledImages:
         classes: their names; static.
     """
 
-    images: Array
-    labels: Array
+    images: Array | np.ndarray
+    labels: Array | np.ndarray
     classes: tuple[str, ...] = dataclasses.field(metadata=STATIC)
 
     @property
