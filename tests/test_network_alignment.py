@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import numpy as np
 import pytest
@@ -5,6 +7,7 @@ from test_experiments import run_commands
 
 import superpos as sp
 from experiments import COMPARISONS, network_alignment
+from superpos import networks
 
 ROW = {"layer", "metric", "comparison", "mean", "std", "ci95", "n_seeds", "n_pairs"}
 
@@ -23,7 +26,9 @@ def trained(conduct):
     config.n_seeds, config.layers, config.vary.share = 3, ("stem",), (0.1,)
     config.training.steps = config.training.batch_size = 4
     config.images.update({"n_train": 300, "n_scored": 60, "positions": 4})
-    return conduct(network_alignment, config)
+    with pytest.MonkeyPatch.context() as patch:  # one block is compiled faster than three
+        patch.setattr(networks, "CNN", functools.partial(networks.CNN, widths=(8,)))
+        return conduct(network_alignment, config)
 
 
 def test_every_comparison_has_a_row_over_seeds(trained):
