@@ -2,14 +2,16 @@
 
 Trains networks of one architecture from several seeds, on images that are made in the program, or takes files of activations
 of two networks to the same images, one a layer. Trains SAEs on each layer, on images that are not scored, and scores neurons,
-latents, and latents of untrained SAEs. Look at sae->sae against neuron->neuron, and at what random_sae->random_sae leaves of
-the difference: an untrained SAE has as many latents, of which as many are active, but has learned nothing. The curves vary one
-setting of the SAEs at a time, first of all the number of images that train them.
+latents, and latents of untrained SAEs. Look at sae->sae against neuron->neuron, and at two controls of as many units: untrained
+SAEs (random_sae->random_sae), of whose latents as many are active, but which have learned nothing; and principal components,
+split into their signs (pca->pca), which know the data, but nothing of sparsity. The curves vary one setting of the SAEs at a
+time.
 
 Intervals are over seeds of the networks where these are trained here; with files there are two networks, and intervals are
 over images, for the maps and SAEs at hand.
 """
 
+import itertools
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -28,13 +30,16 @@ from superpos.results import Run
 
 FILES = ("source", "target", "source_train", "target_train")
 SAES = ("sae", "random_sae")
-KINDS = ("neuron->neuron", "latent->neuron", "latent->latent")
+PCA = "pca->pca"  # as many principal components, each split into its two signs, as there are latents
+KINDS = ("neuron->neuron", PCA, "latent->neuron", "latent->latent")
+NAMES = (*COMPARISONS, PCA)
 # What is subtracted from what.
 DIFFERENCES = (
     ("sae->sae", "neuron->neuron"),
     ("sae->neuron", "neuron->neuron"),
     ("sae->sae", "random_sae->random_sae"),
     ("sae->neuron", "random_sae->neuron"),
+    ("sae->sae", PCA),
 )
 
 
@@ -177,7 +182,7 @@ class Study:
         for end, what in enumerate(kind.split("->")):
             side = self.sides[min(end, len(self.sides) - 1)]
             member, trained = which[1 + 2 * end], which[2 + 2 * end]
-            units = _of_member(data["scored"][side][layer], member)
+            units = _of_member(data["pca" if what == "pca" else "scored"][side][layer], member)
             if what == "latent":
                 params = jax.tree.map(lambda leaf: leaf[which[0], trained, member], data["saes"][side][layer])  # noqa: B023
                 units = self.sae(units.shape[1], changed).encode(params, units)
@@ -187,6 +192,15 @@ class Study:
             return {name: score.mean for name, score in sp.align(*ends, **settings).items()}
         found = sp.stats.jackknife(*ends, **settings, groups=self.groups[layer], n_blocks=self.config.n_blocks)
         return {name: score._asdict() for name, score in found.items()}
+
+    def principal_components(self) -> dict[str, dict[str, np.ndarray]]:
+        """Of each side and layer, as many as there are latents: `(n_networks, n_samples, n_latents)`."""
+        found: dict[str, dict[str, np.ndarray]] = {side: {} for side in self.sides}
+        for side, layer in itertools.product(self.sides, self.names):
+            parts = [np.asarray(self.data[part][side][layer]) for part in ("training", "scored")]
+            n = round(self.config.sae.expansion * parts[0].shape[-1])
+            found[side][layer] = np.stack([principal_components(train, score, n) for train, score in zip(*parts, strict=True)])
+        return found
 
     @property
     def pairs(self) -> list[tuple[int, int]]:
@@ -199,6 +213,14 @@ class Study:
 
 def _of_member(array, member):
     return array[jnp.minimum(member, len(array) - 1)]
+
+
+def principal_components(training: np.ndarray, scored: np.ndarray, n: int) -> np.ndarray:
+    """Scored samples `(n_samples, units)` on the first components of the training samples, as `n` rectified units."""
+    mean = training.mean(axis=0)
+    _, directions = np.linalg.eigh(np.cov((training - mean).T))
+    projected = (scored - mean) @ directions[:, ::-1][:, : max(1, n // 2)]
+    return np.concatenate([np.maximum(projected, 0), np.maximum(-projected, 0)], axis=1).astype(np.float32)
 
 
 def _dimensions(units):
@@ -349,7 +371,7 @@ def compute(config: ConfigDict, run: Run) -> dict[str, Any]:
                     n_images = round(share * layers[layer]["n_images"])
                     saes += [{**at, "n_images": n_images, **row} for row in described[layer, i]]
                     for metric in (metric.name for metric in study.metrics):
-                        scores = {c: found[layer, i, metric, c] for c in COMPARISONS if (layer, i, metric, c) in found}
+                        scores = {c: found[layer, i, metric, c] for c in NAMES if (layer, i, metric, c) in found}
                         for comparison, score in scores.items():
                             row = {"metric": metric, "comparison": comparison, **_summary(study, score)}
                             (curves if name else rows).append({**at, **row})
@@ -384,18 +406,19 @@ def _measure(study, run, name, values, layers):
     stacked = {side: {layer: stack(states[side, layer]) for layer in layers} for side in study.sides}
     data = {"scored": study.data["scored"], "saes": stacked}
     found = {}
-    for kind in KINDS[1:] if name else KINDS:
+    for kind in KINDS[2:] if name else KINDS:  # the others know nothing of SAEs
         listed = [
             (comparison, i, pair)
-            for comparison in COMPARISONS
+            for comparison in NAMES
             if comparison.replace("random_sae", "latent").replace("sae", "latent") == kind
             for i in range(len(values))
-            for pair in (study.pairs if kind != KINDS[0] or len(study.sides) == 1 else study.pairs[:1])
+            for pair in (study.pairs if kind not in KINDS[:2] or len(study.sides) == 1 else study.pairs[:1])
         ]
         which = np.array([_which(*one) for one in listed])
         grid = {"kind": (kind,), "layer": layers, **({name: values[:1]} if name and name != "share" else {})}
         where = folder.parent.parent / "scores" / folder.name / kind.replace("->", "_")
-        scored = sp.sweep(study.compare, grid, which, data_key=data, chunk=config.chunk or None, workdir=where)
+        of_kind = {"pca": study.principal_components()} if kind == PCA else data
+        scored = sp.sweep(study.compare, grid, which, data_key=of_kind, chunk=config.chunk or None, workdir=where)
         for layer in layers:
             for metric, scores in scored.load(layer=layer).items():
                 for comparison, i in dict.fromkeys(one[:2] for one in listed):
@@ -486,7 +509,7 @@ def _curve(axis, setting, rows):
     """Scores against a setting, a line a comparison; neurons, which know nothing of it, as a line across."""
     values = list(dict.fromkeys(row["value"] for row in rows))
     numeric = not isinstance(values[0], str)
-    for comparison in COMPARISONS:
+    for comparison in NAMES:
         line = sorted((row for row in rows if row["comparison"] == comparison), key=lambda row: values.index(row["value"]))
         colour = plotting.COLOURS[comparison]
         if len(line) == 1:

@@ -17,6 +17,7 @@ COLOURS = {
     "random_sae->sae": "#E69F00",
     "random_sae->random_sae": "#D55E00",
     "oracle->oracle": "#009E73",
+    "pca->pca": "#999999",
     "neuron": "#000000",
     "sae": "#0072B2",
     "random_sae": "#D55E00",

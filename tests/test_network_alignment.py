@@ -33,7 +33,9 @@ def trained(conduct):
 
 def test_every_comparison_has_a_row_over_seeds(trained):
     _, results = trained
-    assert [(row["layer"], row["comparison"]) for row in results["rows"]] == [("stem", name) for name in COMPARISONS]
+    assert [(row["layer"], row["comparison"]) for row in results["rows"]] == [
+        ("stem", name) for name in (*COMPARISONS, "pca->pca")
+    ]
     for row in results["rows"]:
         assert set(row) >= ROW
         assert (row["n_seeds"], row["n_pairs"]) == (3, 6)
@@ -93,6 +95,17 @@ def test_what_the_saes_are_like_is_told(compared):
         assert row["sae_explained"] > row["random_sae_explained"]
         assert 1 < row["sae_active"] <= 2 >= row["random_sae_active"] > 1
         assert 1 < row["dimensions"] <= 6.1  # six sources, and noise
+
+
+def test_principal_components_are_those_of_scikit_learn(files):
+    from sklearn.decomposition import PCA
+
+    training, scored = (np.load(files / f"{name}.npy").reshape(-1, 7) for name in ("more_y", "y"))
+    found = network_alignment.principal_components(training, scored, 6)
+    assert (found >= 0).all()
+    signed = PCA(3).fit(training).transform(scored)
+    np.testing.assert_allclose(np.abs(found[:, :3] - found[:, 3:]), np.abs(signed), atol=1e-4)
+    assert ((found[:, :3] == 0) | (found[:, 3:] == 0)).all()
 
 
 def test_saes_train_on_the_first_images_in_random_order_alike_on_both_sides(files):
