@@ -5,12 +5,13 @@ of two networks to the same images, one a layer. Trains SAEs on each layer, on i
 latents, and latents of untrained SAEs. Look at sae->sae against neuron->neuron, and at two controls of as many units: untrained
 SAEs (random_sae->random_sae), of whose latents as many are active, but which have learned nothing; and principal components,
 split into their signs (pca->pca), which know the data, but nothing of sparsity. The curves vary one setting of the SAEs at a
-time.
+time. There are no more than two components a unit: with an expansion above 2 they are fewer than latents.
 
 Intervals are over seeds of the networks where these are trained here; with files there are two networks, and intervals are
 over images, for the maps and SAEs at hand.
 """
 
+import functools
 import itertools
 import time
 from collections.abc import Callable
@@ -30,9 +31,10 @@ from superpos.results import Run
 
 FILES = ("source", "target", "source_train", "target_train")
 SAES = ("sae", "random_sae")
-PCA = "pca->pca"  # as many principal components, each split into its two signs, as there are latents
+PCA = "pca->pca"  # principal components, each split into its two signs: as many as latents, at most two a unit
 KINDS = ("neuron->neuron", PCA, "latent->neuron", "latent->latent")
 NAMES = (*COMPARISONS, PCA)
+VARY = ("share", "k", "expansion", "architecture", "normalize")
 # What is subtracted from what.
 DIFFERENCES = (
     ("sae->sae", "neuron->neuron"),
@@ -65,10 +67,10 @@ def get_config() -> ConfigDict:
     config.sae = ConfigDict(
         {
             "architecture": "topk",  # of sp.sae, of those that take k
-            "expansion": 4,  # latents for each unit
+            "expansion": 4.0,  # latents for each unit
             "k": 8,
             "normalize": "scale",
-            "share": 1.0,  # of the images that train SAEs
+            "share": 1.0,  # of the samples that train SAEs, image by image in random order
             "steps": 4_000,
             "batch_size": 1024,
             "learning_rate": 3e-3,  # cosine decay
@@ -194,7 +196,7 @@ class Study:
         return {name: score._asdict() for name, score in found.items()}
 
     def principal_components(self) -> dict[str, dict[str, np.ndarray]]:
-        """Of each side and layer, as many as there are latents: `(n_networks, n_samples, n_latents)`."""
+        """Of each side and layer, as many as latents, at most two a unit: `(n_networks, n_samples, n_components)`."""
         found: dict[str, dict[str, np.ndarray]] = {side: {} for side in self.sides}
         for side, layer in itertools.product(self.sides, self.names):
             parts = [np.asarray(self.data[part][side][layer]) for part in ("training", "scored")]
@@ -243,6 +245,13 @@ def read(config: ConfigDict) -> dict[str, dict[str, Any]]:
     names = config.layers or tuple(Path(path).name for path in config.source)
     if len(set(names)) < len(config.source):
         names = tuple(f"{Path(a).name} → {Path(b).name}" for a, b in zip(config.source, config.target, strict=True))
+    if len(set(names)) < len(names):
+        raise ValueError(f"config.layers must name the layers, for their files are called alike: {', '.join(names)}.")
+    for side in align.SIDES:
+        if again := set(config[side]) & set(config[f"{side}_train"]):
+            raise ValueError(
+                f"config.{side}_train must hold images that are not scored, got {again.pop()} as config.{side} too."
+            )
     if len(names) != len(config.source):
         raise ValueError(f"config.layers must name each of the {len(config.source)} files, got {names}.")
     layers = {}
@@ -271,7 +280,8 @@ def make(config: ConfigDict, run: Run) -> tuple[dict[str, dict[str, Any]], list[
     settings, key = config.images, jax.random.key(config.seed + 2)
     n_images = {"training": settings.n_train, "scored": settings.n_scored}
     found = jax.eval_shape(lambda key: model.activations(model.init(key), jnp.zeros((1, *model.shape)), layers), key)
-    check(config, {layer: [found[layer].shape[-1]] for layer in layers})
+    scored = np.arange(settings.n_scored)
+    check(config, {layer: [found[layer].shape[-1]] for layer in layers}, dict.fromkeys(layers, scored))
     run.claim()
     keys = jax.random.split(jax.random.key(config.seed), config.n_seeds)
     train, data_key, folder = network(model, task, config.training), jax.random.key(config.seed + 1), run.path / "networks"
@@ -314,16 +324,31 @@ def make_sae(settings: dict[str, Any], units: int) -> sp.sae.SparseAutoencoder:
         listed = ", ".join(known)
         raise ValueError(f"config.sae.architecture must be one of {listed}, got {settings['architecture']!r}.")
     kind: Any = known[settings["architecture"]]
-    return kind(units, settings["expansion"] * units, settings["k"], normalize=settings["normalize"])
+    return kind(units, max(1, round(settings["expansion"] * units)), settings["k"], normalize=settings["normalize"])
 
 
-def check(config: ConfigDict, units: dict[str, list[int]]) -> None:
-    """Refuses, before anything is trained, settings of SAEs that do not fit the units of each layer and side."""
+def check(config: ConfigDict, units: dict[str, list[int]], groups: dict[str, np.ndarray]) -> None:
+    """Refuses, before anything is trained, settings that do not fit the units of each layer's sides and the scored images."""
+    least = {"training.steps": 2, "training.batch_size": 1, "sae.steps": 1, "sae.batch_size": 1, "n_blocks": 2}
+    least |= {"images.n_train": 1, "images.n_scored": 1, "images.positions": 1}
+    for name, number in least.items():
+        value = functools.reduce(lambda found, part: found[part], name.split("."), config)
+        if value < number:
+            raise ValueError(f"config.{name} must be at least {number}, got {value}.")
+    for layer, of_layer in groups.items():
+        folds, _ = sp.assign_folds(len(of_layer), config.n_folds, key=jax.random.key(config.seed), groups=of_layer)
+        fewest = min(len(np.unique(of_layer[np.asarray(folds) == fold])) for fold in range(config.n_folds))
+        if config.source and fewest < config.n_blocks:
+            raise ValueError(
+                f"config.n_blocks must be at most the {fewest} images in a fold of {layer}, got {config.n_blocks}."
+            )
     if config.vary.layer and config.vary.layer not in units:
         raise ValueError(f"config.vary.layer must be one of {', '.join(units)}, got {config.vary.layer!r}.")
     varied_layer = config.vary.layer or list(units)[-1]
     for changed in [{}, *({name: value} for name, values in _varied(config).items() for value in values)]:
         settings = {**config.sae, **changed}
+        if settings["expansion"] != round(settings["expansion"]) and changed:
+            raise ValueError(f"config.vary.expansion must hold whole numbers, got {settings['expansion']}.")
         if not 0 < settings["share"] <= 1:
             raise ValueError(f"config.sae.share must be above 0 and at most 1, got {settings['share']}.")
         for layer, widths in units.items():
@@ -333,8 +358,9 @@ def check(config: ConfigDict, units: dict[str, list[int]]) -> None:
 
 
 def _varied(config):
-    """The values that each setting takes, those that take any."""
-    return {name: tuple(values) for name, values in config.vary.items() if name != "layer" and values}
+    """The values that each setting takes beside the one that it has in `sae`."""
+    values = {name: tuple(value for value in config.vary[name] if value != config.sae[name]) for name in VARY}
+    return {name: found for name, found in values.items() if found}
 
 
 def compute(config: ConfigDict, run: Run) -> dict[str, Any]:
@@ -347,7 +373,8 @@ def compute(config: ConfigDict, run: Run) -> dict[str, Any]:
     networks: list[dict[str, Any]] = []
     if with_files:
         layers = read(config)
-        check(config, {layer: [part.shape[-1] for part in found["scored"].values()] for layer, found in layers.items()})
+        units = {layer: [part.shape[-1] for part in found["scored"].values()] for layer, found in layers.items()}
+        check(config, units, {layer: found["groups"] for layer, found in layers.items()})
         run.claim()
     else:
         layers, networks = make(config, run)
@@ -373,6 +400,8 @@ def compute(config: ConfigDict, run: Run) -> dict[str, Any]:
                     for metric in (metric.name for metric in study.metrics):
                         scores = {c: found[layer, i, metric, c] for c in NAMES if (layer, i, metric, c) in found}
                         for comparison, score in scores.items():
+                            if not np.isfinite(jax.tree.leaves(score)[0]).all():
+                                raise ValueError(f"{comparison} of {layer} has no live unit on one side.")
                             row = {"metric": metric, "comparison": comparison, **_summary(study, score)}
                             (curves if name else rows).append({**at, **row})
                         for a, b in () if name else DIFFERENCES:
@@ -506,9 +535,10 @@ def draw(results: dict[str, Any], run: Run) -> None:
 
 
 def _curve(axis, setting, rows):
-    """Scores against a setting, a line a comparison; neurons, which know nothing of it, as a line across."""
+    """Scores against a setting, a line a comparison; those that know nothing of SAEs as a line across."""
     values = list(dict.fromkeys(row["value"] for row in rows))
     numeric = not isinstance(values[0], str)
+    values = sorted(values) if numeric else values
     for comparison in NAMES:
         line = sorted((row for row in rows if row["comparison"] == comparison), key=lambda row: values.index(row["value"]))
         colour = plotting.COLOURS[comparison]

@@ -14,7 +14,6 @@ import functools
 import math
 import time
 from collections.abc import Callable
-from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
 import jax
@@ -90,7 +89,7 @@ class Labelled(NamedTuple):
 
 def made(config: ConfigDict) -> Labelled:
     """The scored images of the built-in task, with three sets of categories."""
-    key, n_images = _image_keys(config)[1], config.network.n_scored
+    key, n_images = _keys(config)[3][1], config.network.n_scored
     batches = range(math.ceil(n_images / BATCH))
     classes = np.concatenate([np.zeros(0, int), *(_batch(key, i, BATCH)[1] for i in batches)])[:n_images]
     shapes, textures = np.divmod(classes, len(TASK.textures))
@@ -112,7 +111,7 @@ def images(config: ConfigDict) -> Callable[[int], Any] | None:
             return image
 
         return small
-    key = _image_keys(config)[1]
+    key = _keys(config)[3][1]
     batch = functools.cache(lambda i: jax.device_get(_batch(key, i, BATCH)[0]))
     return None if config.activations else lambda number: batch(number // BATCH)[number % BATCH]
 
@@ -123,9 +122,10 @@ def _batch(key, i, n):
     return TASK.sample(jax.random.fold_in(key, i), n)
 
 
-def _image_keys(config):
-    """Of the images that train SAEs, and of those that are scored."""
-    return jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 1))
+def _keys(config):
+    """Of networks, of their images, of SAEs; and of the images that train these and that are scored."""
+    networks, data, saes, *images = jax.random.split(jax.random.key(config.seed), 5)
+    return networks, data, saes, jnp.stack(images)
 
 
 def read(config: ConfigDict) -> tuple[Labelled, dict[str, np.ndarray]]:
@@ -142,7 +142,8 @@ def read(config: ConfigDict) -> tuple[Labelled, dict[str, np.ndarray]]:
         raise ValueError(f"config.activations holds {np.size(units) - np.isfinite(units).sum()} NaN or infinite values.")
     if not config.images and not config.labels:
         raise ValueError("config.activations needs categories: pass --config.labels=FILE, or --config.images=FOLDER.")
-    names = Images(config.images).names if config.images else []
+    found = Images(config.images) if config.images else None
+    names = found.names if found else []
     if config.images and len(names) != n_images:
         raise ValueError(f"config.images must be the {n_images} samples of config.activations, got {len(names)} images.")
     if config.labels:
@@ -151,7 +152,7 @@ def read(config: ConfigDict) -> tuple[Labelled, dict[str, np.ndarray]]:
             got = f"{given.dtype} of shape {given.shape}"
             raise ValueError(f"config.labels must be {n_images} whole numbers, one a sample of config.activations, got {got}.")
     else:
-        field, given = "images", np.array([PurePosixPath(name).parent.name for name in names])
+        field, given = "images", np.array(found.folders if found else [])
     values, labels = np.unique(given, return_inverse=True)
     if len(values) < 2:
         raise ValueError(f"config.{field} must have at least 2 categories (of images: folders that they lie in), got 1.")
@@ -206,7 +207,7 @@ class Study:
             found = found.reshape(*found.shape[:2], -1, found.shape[-1])
             return found.mean(axis=2, keepdims=True) if settings.position == "mean" else found
 
-        keys = jnp.repeat(_image_keys(self.config), np.array(counts), total_repeat_length=sum(counts))
+        keys = jnp.repeat(_keys(self.config)[3], np.array(counts), total_repeat_length=sum(counts))
         numbers = np.concatenate([np.arange(count) for count in counts])
         found = lax.map(batch, (keys, numbers)).swapaxes(0, 1)  # (networks, batches, images, positions, units)
         parts = zip(jnp.split(found, counts[:1], axis=1), sizes, strict=True)
@@ -261,7 +262,7 @@ def compute(config: ConfigDict, run: Run) -> dict[str, Any]:
     labelled, data = read(config) if config.activations else (made(config), {})
     study = Study(config, labelled)
     train = network_alignment.network(study.classifier, TASK, config.network)
-    init_key, data_key, sae_key = jax.random.split(jax.random.key(config.seed), 3)
+    init_key, data_key, sae_key, _ = _keys(config)
     keys = jax.random.split(init_key, config.n_seeds)
     # Whatever is wrong with the settings shows here, before anything is written.
     shapes = data or jax.eval_shape(lambda: study.represent(jax.vmap(train, (0, None))(keys, data_key)["params"]))
@@ -369,7 +370,7 @@ def most_driven(
         chosen, d = (np.asarray(found)[shown] for found in sp.selectivity.most_selective(*d_primes[kind][name][0]))
         top = sp.selectivity.top(activations[:, chosen], min(config.n_top, len(half)), groups)
         for category, unit, value, samples in zip(shown, chosen, d, np.asarray(top), strict=True):
-            images = half[groups[samples[activations[samples, unit] != 0]]]
+            images = half[groups[samples[activations[samples, unit] > 0]]]
             hits = int(np.sum(labelled.labels[name][images] == category))
             row = {"category": names[category], "kind": kind, "unit": int(unit), "d_prime": float(value), "hits": hits}
             rows.append({**row, "images": labelled.numbers[images].tolist()})

@@ -124,7 +124,7 @@ def effective_number(d: Float[Array, "..."], axis: int = -1) -> Float[Array, "..
     Source: participation ratio over a population, Treves & Rolls 1991; the weights are ours.
 
     Args:
-        d: d′, `(n_categories, n_units)`; finite.
+        d: d′, `(n_categories, n_units)`; infinite ones count as 10⁶.
         axis: that is counted over.
 
     Returns:
@@ -133,7 +133,7 @@ def effective_number(d: Float[Array, "..."], axis: int = -1) -> Float[Array, "..
     >>> effective_number(jnp.array([[2.0, 2.0, -1.0], [0.0, 3.0, 0.0]])).tolist()
     [2.0, 1.0]
     """
-    weights = jnp.maximum(d, 0) ** 2
+    weights = jnp.clip(d, 0, 1e6) ** 2
     squares = jnp.sum(weights**2, axis=axis)
     return jnp.where(squares == 0, 0, jnp.sum(weights, axis=axis) ** 2 / jnp.where(squares == 0, 1, squares))
 

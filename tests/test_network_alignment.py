@@ -59,11 +59,12 @@ def test_networks_are_kept_with_their_accuracy(trained):
 def files(tmp_path_factory):
     """Two networks of 90 images at 4 positions: units that share six sources, the second with a copy of the first's."""
     folder = tmp_path_factory.mktemp("files")
+    (folder / "b").mkdir()
     rng = np.random.default_rng(0)
     z = rng.exponential(size=(90, 4, 6)) * (rng.random((90, 4, 6)) < 0.3)
     x = z @ rng.normal(size=(6, 5)) + 0.1 * rng.normal(size=(90, 4, 5))
     y = z @ rng.normal(size=(6, 7)) + 0.1 * rng.normal(size=(90, 4, 7))
-    for name, array in {"x": x, "y": y, "more_x": x[:50] + 1, "more_y": y[:50] + 1}.items():
+    for name, array in {"x": x, "y": y, "b/x": x, "b/y": y, "more_x": x[:50] + 1, "more_y": y[:50] + 1}.items():
         np.save(folder / f"{name}.npy", array.astype(np.float32))
     return folder
 
@@ -127,11 +128,32 @@ def test_bad_input_is_one_line_and_leaves_nothing_behind(files, tmp_path):
     cases = {
         (x,): "as many files of each kind, one a layer, got 1 of source, 0 of target",
         (x, y, "--config.layers=('a','b')"): "config.layers must name each of the 1 files",
-        (x, y, "--config.sae.share=1.5"): "config.sae.share must be above 0 and at most 1, got 1.5",
-        (x, y, "--config.sae.k=90"): "k must be a whole number between 1 and n_latents = 20, got 90",
-        (x, y, "--config.sae.architecture=vanilla"): "config.sae.architecture must be one of topk",
-        (x, y, "--config.vary.layer=z"): "config.vary.layer must be one of x.npy, got 'z'",
-        (x, y, "--config.vary.normalize=('scales',)"): "normalize of TopK takes none, scale, layer_norm, got 'scales'",
+        (
+            x,
+            f"--config.source={files}/b/x.npy",
+            y,
+            f"--config.target={files}/b/y.npy",
+        ): "config.layers must name the layers, for their files are called alike: x.npy → y.npy, x.npy → y.npy",
+        (x, y, f"--config.source_train={files}/x.npy"): "config.source_train must hold images that are not scored, got",
+        (x, y, "--config.n_folds=50"): "folds must be between 2 and the number of groups, 45, got 50",
+        (x, y, "--config.n_blocks=10"): "config.n_blocks must be at most the 9 images in a fold of x.npy, got 10",
+        (
+            x,
+            y,
+            "--config.n_blocks=9",
+            "--config.vary.expansion=(0.5,)",
+        ): "config.vary.expansion must hold whole numbers, got 0.5",
+        ("--config.training.steps=1",): "config.training.steps must be at least 2, got 1",
+        (x, y, "--config.n_blocks=9", "--config.sae.share=1.5"): "config.sae.share must be above 0 and at most 1, got 1.5",
+        (x, y, "--config.n_blocks=9", "--config.sae.k=90"): "k must be a whole number between 1 and n_latents = 20, got 90",
+        (x, y, "--config.n_blocks=9", "--config.sae.architecture=vanilla"): "config.sae.architecture must be one of topk",
+        (x, y, "--config.n_blocks=9", "--config.vary.layer=z"): "config.vary.layer must be one of x.npy, got 'z'",
+        (
+            x,
+            y,
+            "--config.n_blocks=9",
+            "--config.vary.normalize=('scales',)",
+        ): "normalize of TopK takes none, scale, layer_norm, got 'scales'",
         ("--config.network=mlp",): "config.network must be cnn or vit, got 'mlp'",
         ("--config.layers=('blok1',)",): "got 'blok1'; near it: block1",
         ("--config.n_seeds=1",): "config.n_seeds must be at least 2, got 1",
