@@ -6,8 +6,8 @@ Compares neurons, latents, and latents of the same SAE untrained: how well the b
 chosen on one half of the images and measured on the other), how many units do so with a d' above a threshold, over how many
 units a category is spread, and to how many categories a selective unit responds. top_images.png shows what drives the best.
 
-Latents are several times as many as neurons, so that more are above any threshold by their number alone: look at what the
-untrained SAE leaves of the difference. A latent that stands for a part of a category has a low d' for the whole of it.
+Latents are several times as many as neurons, and few are active at once: look at what the untrained SAE, of which the same is
+true, leaves of the difference. A latent that stands for a part of a category has a low d' for the whole of it.
 """
 
 import functools
@@ -143,8 +143,8 @@ def read(config: ConfigDict) -> tuple[Labelled, dict[str, np.ndarray]]:
         raise ValueError(f"config.activations holds {np.size(units) - np.isfinite(units).sum()} NaN or infinite values.")
     if not config.images and not config.labels:
         raise ValueError("config.activations needs categories: pass --config.labels=FILE, or --config.images=FOLDER.")
-    names = Images(config.images).names if config.images else None
-    if names is not None and len(names) != n_images:
+    names = Images(config.images).names if config.images else []
+    if config.images and len(names) != n_images:
         raise ValueError(f"config.images must be the {n_images} samples of config.activations, got {len(names)} images.")
     if config.labels:
         field, given = "labels", np.asarray(_load(config, "labels"))
