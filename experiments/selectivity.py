@@ -6,8 +6,8 @@ Compares neurons, latents, and latents of the same SAE untrained: how well the b
 chosen on one half of the images and measured on the other), how many units do so with a d' above a threshold, over how many
 units a category is spread, and to how many categories a selective unit responds. top_images.png shows what drives the best.
 
-Latents are several times as many as neurons, so that more are above any threshold by their number alone: look at what the
-untrained SAE leaves of the difference. A latent that stands for a part of a category has a low d' for the whole of it.
+Latents are several times as many as neurons, and few are active at once: look at what the untrained SAE, of which the same is
+true, leaves of the difference. A latent that stands for a part of a category has a low d' for the whole of it.
 """
 
 import functools
