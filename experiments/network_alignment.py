@@ -30,7 +30,6 @@ from superpos import plotting
 from superpos.results import Run
 
 FILES = ("source", "target", "source_train", "target_train")
-SAES = ("sae", "random_sae")
 PCA = "pca->pca"  # principal components, each split into its two signs: as many as latents, at most two a unit
 KINDS = ("neuron->neuron", PCA, "latent->neuron", "latent->latent")
 NAMES = (*COMPARISONS, PCA)
@@ -429,7 +428,9 @@ def _measure(study, run, name, values, layers):
             described[layer, i] = [_describe(side, states[side, layer][i]) for side in study.sides]
 
     def stack(states):  # leaves (values, kinds of SAE, members, ...)
-        kinds = [jax.tree.map(lambda *leaves: np.stack(leaves), *(state["params"][kind] for kind in SAES)) for state in states]
+        kinds = [
+            jax.tree.map(lambda *leaves: np.stack(leaves), *(state["params"][kind] for kind in align.SAES)) for state in states
+        ]
         return jax.tree.map(lambda *leaves: np.stack(leaves), *kinds)
 
     stacked = {side: {layer: stack(states[side, layer]) for layer in layers} for side in study.sides}
@@ -439,7 +440,7 @@ def _measure(study, run, name, values, layers):
         listed = [
             (comparison, i, pair)
             for comparison in NAMES
-            if comparison.replace("random_sae", "latent").replace("sae", "latent") == kind
+            if align.kind_of(comparison) == kind
             for i in range(len(values))
             for pair in (study.pairs if kind not in KINDS[:2] or len(study.sides) == 1 else study.pairs[:1])
         ]
@@ -458,7 +459,7 @@ def _measure(study, run, name, values, layers):
 
 
 def _which(comparison, value, pair):
-    kinds = [SAES.index(what) if what in SAES else 0 for what in comparison.split("->")]
+    kinds = [align.index_of(what) for what in comparison.split("->")]
     return value, pair[0], kinds[0], pair[1], kinds[1]
 
 
@@ -466,7 +467,7 @@ def _describe(side, state):
     """What the SAEs of one side and layer are like on the scored samples, mean over members."""
     units, latents = state["params"]["sae"]["W_enc"].shape[-2:]
     row = {"side": side, "units": units, "latents": latents, "dimensions": float(np.mean(state["dimensions"]))}
-    for kind in SAES:
+    for kind in align.SAES:
         row |= {f"{kind}_{name}": float(np.mean(values)) for name, values in state[kind].items()}
     return row | {"superposition_ci95": sp.stats.over_seeds(state["sae"]["superposition"])["ci95"]}
 
@@ -547,8 +548,7 @@ def _curve(axis, setting, rows):
             axis.axhspan(*(line[0]["ci95"] or [line[0]["mean"]] * 2), color=colour, alpha=0.15, linewidth=0)
             continue
         at = [row["value"] if numeric else values.index(row["value"]) for row in line]
-        style = ":" if comparison.startswith("random") else "-"
-        style = style if numeric else ""
+        style = "" if not numeric else ":" if comparison.startswith("random") else "-"
         axis.errorbar(
             at, plotting.means(line), plotting.errors(line), color=colour, linestyle=style, marker="o", markersize=3, capsize=2
         )

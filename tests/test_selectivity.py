@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
-from test_experiments import run_commands
+from test_experiments import assert_refused
 
 import superpos as sp
 from experiments import selectivity
@@ -233,10 +233,4 @@ def test_bad_input_is_one_line(files, tmp_path):
         ("--config.network.layer=block9",): "got 'block9'; near it: block3",
         ("--config.network.position=center",): "config.network.position must be mean or all, got 'center'",
     }
-    found = run_commands("selectivity", [[*case, f"--workdir={tmp_path}/run"] for case in cases])
-    for (status, errors), message in zip(found, cases.values(), strict=True):
-        assert status == 2, errors
-        assert errors.startswith("error: ")
-        assert errors.count("\n") == 1
-        assert message in errors
-    assert not (tmp_path / "run").exists()
+    assert_refused("selectivity", cases, tmp_path / "run")
