@@ -204,13 +204,13 @@ def disentangle(sae: sp.sae.SparseAutoencoder, key: Any, samples: Any, settings:
         settings: `steps`, `batch_size`, and `learning_rate`, which decays with a cosine.
         n: train on the first so many samples; may be traced. By default on all.
     """
-    init_key, key = jax.random.split(key)
+    init_key, key, start_key = jax.random.split(key, 3)
     size, steps = settings["batch_size"], settings["steps"]
 
     def draw(key, size):
         return samples[jax.random.randint(key, (size,), 0, len(samples) if n is None else n)]
 
-    start = sp.training.start(sae, init_key, lambda: samples if n is None else draw(init_key, size))
+    start = sp.training.start(sae, init_key, lambda: samples if n is None else draw(start_key, size))
     optimizer = optax.adam(optax.cosine_decay_schedule(settings["learning_rate"], steps))
     return start, sp.fit(sae, key, draw, params=start, steps=steps, batch_size=size, optimizer=optimizer)[0]
 

@@ -16,7 +16,7 @@ import itertools
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -33,6 +33,7 @@ FILES = ("source", "target", "source_train", "target_train")
 PCA = "pca->pca"  # principal components, each split into its two signs: as many as latents, at most two a unit
 KINDS = ("neuron->neuron", PCA, "latent->neuron", "latent->latent")
 NAMES = (*COMPARISONS, PCA)
+BATCH = 256  # images that are made, or pass through networks, at once
 VARY = ("share", "k", "expansion", "architecture", "normalize")
 # What is subtracted from what.
 DIFFERENCES = (
@@ -80,6 +81,21 @@ def get_config() -> ConfigDict:
     return config
 
 
+class Keys(NamedTuple):
+    """What is drawn: networks, the images they learn from, those they are looked at with, SAEs, and folds."""
+
+    networks: Any
+    task: Any
+    images: Any
+    saes: Any
+    folds: Any
+
+
+def keys(config: ConfigDict) -> Keys:
+    """A key for each."""
+    return Keys(*jax.random.split(jax.random.key(config.seed), len(Keys._fields)))
+
+
 def classifier(config: ConfigDict) -> Any:
     """The network and its task, as `config.network` names it.
 
@@ -115,20 +131,47 @@ def network(model: Any, task: Any, settings: ConfigDict) -> Callable[[Any, Any],
     return train
 
 
-def activations(model: Any, params: Any, layers: tuple[str, ...], images: Any, key: Any, positions: int) -> dict[str, Any]:
-    """Activations of one network at some positions of each image, others in each: for each layer `(n * positions, units)`.
+def look(
+    model: Any, task: Any, params: Any, key: Any, n: int, layers: tuple[str, ...], positions: int | str
+) -> dict[str, jax.Array]:
+    """What networks make of `n` images of a task: for each layer `(n_networks, n, positions, units)`.
 
-    Positions are those of the layer's grid, all of them where it has no more; the key draws them, alike for every network.
+    Args:
+        model: their `Classifier`.
+        task: the images, `image_batch` by `image_batch`.
+        params: of the networks, `(n_networks, ...)`.
+        key: of the images and positions.
+        n: images.
+        layers: names.
+        positions: of the layer's grid: "all", their "mean", or a number of them, others in each image but alike for every
+            network. All where the layer has no more.
     """
-    found = {}
-    for layer, values in model.activations(params, images, layers).items():
-        cells = values.reshape(len(values), -1, values.shape[-1])
-        if positions < cells.shape[1]:
-            scattered = jax.random.uniform(jax.random.fold_in(key, cells.shape[1]), cells.shape[:2])
-            chosen = jnp.argsort(scattered, axis=1)[:, :positions]
-            cells = jnp.take_along_axis(cells, chosen[..., None], axis=1)
-        found[layer] = cells.reshape(-1, cells.shape[-1])
-    return found
+
+    def batch(i):
+        images, _ = image_batch(task, key, i)
+        position_key = jax.random.fold_in(jax.random.fold_in(key, i), 2)
+        found = jax.vmap(lambda one: model.activations(one, images, layers))(params)
+        return {layer: take(values, position_key) for layer, values in found.items()}
+
+    def take(values, position_key):
+        cells = values.reshape(*values.shape[:2], -1, values.shape[-1])
+        n_cells = cells.shape[2]
+        if positions == "mean":
+            return cells.mean(axis=2, keepdims=True)
+        if positions == "all" or positions >= n_cells:
+            return cells
+        scattered = jax.random.uniform(jax.random.fold_in(position_key, n_cells), cells.shape[1:3])
+        chosen = jnp.argsort(scattered, axis=1)[:, :positions]
+        return jnp.take_along_axis(cells, chosen[None, ..., None], axis=2)
+
+    found = jax.lax.map(batch, jnp.arange(-(-n // BATCH)))  # (batches, networks, images, positions, units)
+    return {layer: v.swapaxes(0, 1).reshape(v.shape[1], -1, *v.shape[3:])[:, :n] for layer, v in found.items()}
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def image_batch(task: Any, key: Any, i: Any) -> tuple[jax.Array, jax.Array]:
+    """The i-th `BATCH` of the images that a key makes, and their classes."""
+    return task.sample(jax.random.fold_in(jax.random.fold_in(key, i), 1), BATCH)
 
 
 class Study:
@@ -147,9 +190,8 @@ class Study:
             part: {side: {layer: found[part][side] for layer, found in layers.items()} for side in sides}
             for part in ("training", "scored")
         }
-        key = jax.random.key(config.seed)
         self.folds = {
-            layer: sp.assign_folds(len(groups), config.n_folds, key=key, groups=groups)[0]
+            layer: sp.assign_folds(len(groups), config.n_folds, key=keys(config).folds, groups=groups)[0]
             for layer, groups in self.groups.items()
         }
 
@@ -162,8 +204,7 @@ class Study:
         settings = {**self.config.sae, **changed}
         samples, held_out = (_of_member(data[part][side][layer], member) for part in ("training", "scored"))
         sae = self.sae(samples.shape[1], changed)
-        key = jax.random.fold_in(jax.random.key(self.config.seed), member)
-        key = jax.random.fold_in(key, self.sides.index(side))
+        key = jax.random.fold_in(jax.random.fold_in(keys(self.config).saes, member), self.sides.index(side))
         n = jnp.maximum(1, jnp.int32(settings["share"] * len(samples)))  # those of the first images
         start, params = align.disentangle(sae, key, samples, settings, n)
         found = {"params": {"sae": params, "random_sae": start}, "dimensions": _dimensions(held_out)}
@@ -276,34 +317,28 @@ def make(config: ConfigDict, run: Run) -> tuple[dict[str, dict[str, Any]], list[
     """Layers of networks that are trained here, and the accuracy of each."""
     model, task = classifier(config)
     layers = tuple(config.layers) or model.layers
-    settings, key = config.images, jax.random.key(config.seed + 2)
+    settings = config.images
     n_images = {"training": settings.n_train, "scored": settings.n_scored}
-    found = jax.eval_shape(lambda key: model.activations(model.init(key), jnp.zeros((1, *model.shape)), layers), key)
-    scored = np.arange(settings.n_scored)
-    check(config, {layer: [found[layer].shape[-1]] for layer in layers}, dict.fromkeys(layers, scored))
+    found = jax.eval_shape(
+        lambda key: model.activations(model.init(key), jnp.zeros((1, *model.shape)), layers), keys(config).networks
+    )
+    units = {layer: found[layer].shape[-1] for layer in layers}
+    groups = np.arange(settings.n_scored)
+    check(config, {layer: [width] for layer, width in units.items()}, dict.fromkeys(layers, groups))
     run.claim()
-    keys = jax.random.split(jax.random.key(config.seed), config.n_seeds)
-    train, data_key, folder = network(model, task, config.training), jax.random.key(config.seed + 1), run.path / "networks"
-    trained = sp.sweep(train, {}, keys, data_key=data_key, chunk=config.chunk or None, workdir=folder).load()
-
-    def look(params, key, n):
-        def batch(i):
-            image_key, position_key = jax.random.split(jax.random.fold_in(key, i))
-            images, _ = task.sample(image_key, 256)
-            return activations(model, params, layers, images, position_key, settings.positions)
-
-        found = jax.lax.map(batch, jnp.arange(-(-n // 256)))
-        return {name: values.reshape(-1, values.shape[-1])[: n * values.shape[1] // 256] for name, values in found.items()}
+    seeds = jax.random.split(keys(config).networks, config.n_seeds)
+    train, folder = network(model, task, config.training), run.path / "networks"
+    trained = sp.sweep(train, {}, seeds, data_key=keys(config).task, chunk=config.chunk or None, workdir=folder).load()
 
     looked = {}
     for i, (part, n) in enumerate(n_images.items()):
-        every = jax.jit(lambda params, key, n=n: jax.lax.map(lambda one: look(one, key, n), params))
-        looked[part] = jax.device_get(every(trained["params"], jax.random.fold_in(key, i)))
+        every = jax.jit(functools.partial(look, model, task, n=n, layers=layers, positions=settings.positions))
+        looked[part] = jax.device_get(every(trained["params"], jax.random.fold_in(keys(config).images, i)))
     made = {
         layer: {
-            "groups": np.repeat(np.arange(settings.n_scored), looked["scored"][layer].shape[1] // settings.n_scored),
+            "groups": np.repeat(np.arange(settings.n_scored), looked["scored"][layer].shape[2]),
             "n_images": settings.n_train,
-            **{part: {"network": looked[part][layer]} for part in n_images},
+            **{part: {"network": looked[part][layer].reshape(config.n_seeds, -1, units[layer])} for part in n_images},
         }
         for layer in layers
     }
@@ -335,7 +370,7 @@ def check(config: ConfigDict, units: dict[str, list[int]], groups: dict[str, np.
         if value < number:
             raise ValueError(f"config.{name} must be at least {number}, got {value}.")
     for layer, of_layer in groups.items():
-        folds, _ = sp.assign_folds(len(of_layer), config.n_folds, key=jax.random.key(config.seed), groups=of_layer)
+        folds, _ = sp.assign_folds(len(of_layer), config.n_folds, key=keys(config).folds, groups=of_layer)
         fewest = min(len(np.unique(of_layer[np.asarray(folds) == fold])) for fold in range(config.n_folds))
         if config.source and fewest < config.n_blocks:
             raise ValueError(

@@ -19,7 +19,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from ml_collections import ConfigDict
 
 import superpos as sp
@@ -32,7 +31,7 @@ from superpos.results import Run
 
 KINDS = ("neuron", "sae", "random_sae")
 FILES = ("activations", "images", "labels")
-BATCH = 256  # images that are made, or pass through networks, at once
+PARTS = ("training", "scored")
 TASK = ShapesAndTextures()
 
 
@@ -89,9 +88,10 @@ class Labelled(NamedTuple):
 
 def made(config: ConfigDict) -> Labelled:
     """The scored images of the built-in task, with three sets of categories."""
-    key, n_images = _keys(config)[3][1], config.network.n_scored
-    batches = range(math.ceil(n_images / BATCH))
-    classes = np.concatenate([np.zeros(0, int), *(_batch(key, i, BATCH)[1] for i in batches)])[:n_images]
+    key, n_images = _images_key(config, "scored"), config.network.n_scored
+    batches = range(math.ceil(n_images / network_alignment.BATCH))
+    made = [network_alignment.image_batch(TASK, key, i)[1] for i in batches]
+    classes = np.concatenate([np.zeros(0, int), *made])[:n_images]
     shapes, textures = np.divmod(classes, len(TASK.textures))
     return Labelled(
         {"class": classes, "shape": shapes, "texture": textures},
@@ -111,21 +111,14 @@ def images(config: ConfigDict) -> Callable[[int], Any] | None:
             return image
 
         return small
-    key = _keys(config)[3][1]
-    batch = functools.cache(lambda i: jax.device_get(_batch(key, i, BATCH)[0]))
-    return None if config.activations else lambda number: batch(number // BATCH)[number % BATCH]
+    key, size = _images_key(config, "scored"), network_alignment.BATCH
+    batch = functools.cache(lambda i: jax.device_get(network_alignment.image_batch(TASK, key, i)[0]))
+    return None if config.activations else lambda number: batch(number // size)[number % size]
 
 
-@functools.partial(jax.jit, static_argnums=2)
-def _batch(key, i, n):
-    """Images of the built-in task, and their classes."""
-    return TASK.sample(jax.random.fold_in(key, i), n)
-
-
-def _keys(config):
-    """Of networks, of their images, of SAEs; and of the images that train these and that are scored."""
-    networks, data, saes, *images = jax.random.split(jax.random.key(config.seed), 5)
-    return networks, data, saes, jnp.stack(images)
+def _images_key(config, part):
+    """Of the images that train SAEs, or that are scored."""
+    return jax.random.fold_in(network_alignment.keys(config).images, PARTS.index(part))
 
 
 def read(config: ConfigDict) -> tuple[Labelled, dict[str, np.ndarray]]:
@@ -197,22 +190,14 @@ class Study:
 
     def represent(self, networks):
         """Activations of networks to the images that train SAEs and to those that are scored, as `read` has them."""
-        settings, sizes = self.config.network, (self.config.network.n_train, self.config.network.n_scored)
-        counts = [math.ceil(n / BATCH) for n in sizes]
-
-        def batch(key_and_i):
-            images, _ = _batch(*key_and_i, BATCH)
-            layer = jax.vmap(lambda params: self.classifier.activations(params, images, settings.layer)[settings.layer])
-            found = layer(networks)
-            found = found.reshape(*found.shape[:2], -1, found.shape[-1])
-            return found.mean(axis=2, keepdims=True) if settings.position == "mean" else found
-
-        keys = jnp.repeat(_keys(self.config)[3], np.array(counts), total_repeat_length=sum(counts))
-        numbers = np.concatenate([np.arange(count) for count in counts])
-        found = lax.map(batch, (keys, numbers)).swapaxes(0, 1)  # (networks, batches, images, positions, units)
-        parts = zip(jnp.split(found, counts[:1], axis=1), sizes, strict=True)
-        training, scored = (part.reshape(len(part), -1, *part.shape[3:])[:, :n] for part, n in parts)
-        return {"training": training, "scored": scored}
+        settings = self.config.network
+        found = {
+            part: network_alignment.look(
+                self.classifier, TASK, networks, _images_key(self.config, part), n, (settings.layer,), settings.position
+            )
+            for part, n in zip(PARTS, (settings.n_train, settings.n_scored), strict=True)
+        }
+        return {part: layers[settings.layer] for part, layers in found.items()}
 
     def sae(self, n_units):
         """The SAE of a layer of so many units."""
@@ -262,16 +247,16 @@ def compute(config: ConfigDict, run: Run) -> dict[str, Any]:
     labelled, data = read(config) if config.activations else (made(config), {})
     study = Study(config, labelled)
     train = network_alignment.network(study.classifier, TASK, config.network)
-    init_key, data_key, sae_key, _ = _keys(config)
-    keys = jax.random.split(init_key, config.n_seeds)
+    keys = network_alignment.keys(config)
+    seeds = jax.random.split(keys.networks, config.n_seeds)
     # Whatever is wrong with the settings shows here, before anything is written.
-    shapes = data or jax.eval_shape(lambda: study.represent(jax.vmap(train, (0, None))(keys, data_key)["params"]))
-    jax.eval_shape(study.disentangle, 0, {**shapes, "key": sae_key})
+    shapes = data or jax.eval_shape(lambda: study.represent(jax.vmap(train, (0, None))(seeds, keys.task)["params"]))
+    jax.eval_shape(study.disentangle, 0, {**shapes, "key": keys.saes})
     run.claim()
 
     started, tables = time.perf_counter(), {}
     if not config.activations:
-        networks = sp.sweep(train, {}, keys, data_key=data_key, chunk=1, workdir=run.path / "networks").load()
+        networks = sp.sweep(train, {}, seeds, data_key=keys.task, chunk=1, workdir=run.path / "networks").load()
         tables["accuracy"] = [sp.stats.over_seeds(networks["accuracy"])]
         data = jax.jit(study.represent)(networks["params"])
     represented = time.perf_counter()
@@ -279,7 +264,7 @@ def compute(config: ConfigDict, run: Run) -> dict[str, Any]:
         study.disentangle,
         {},
         np.arange(config.n_seeds),
-        data_key={**data, "key": sae_key},
+        data_key={**data, "key": keys.saes},
         chunk=1,
         workdir=run.path / "saes",
     ).load()

@@ -83,7 +83,8 @@ def test_files_are_scored_as_align_scores_them(compared, files):
     # The images that trained no SAE, in folds that no image straddles.
     used = ~np.isin(np.arange(90), np.random.default_rng(0).permutation(90)[:45])
     x, y = (np.load(files / f"{name}.npy")[used].reshape(180, -1) for name in "xy")
-    expected = sp.align(x, y, "semi_match", folds=2, key=jax.random.key(0), groups=np.repeat(np.flatnonzero(used), 4))
+    folds = {"folds": 2, "key": network_alignment.keys(network_alignment.get_config()).folds}
+    expected = sp.align(x, y, "semi_match", **folds, groups=np.repeat(np.flatnonzero(used), 4))
     assert scored["mean"] == pytest.approx(float(expected["semi_match"].mean), abs=1e-5)
     assert (scored["n_seeds"], scored["n_pairs"]) == (1, 1)
     assert scored["ci95"][0] < scored["mean"] < scored["ci95"][1]

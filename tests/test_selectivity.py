@@ -8,7 +8,7 @@ import scipy.stats
 from test_experiments import assert_refused
 
 import superpos as sp
-from experiments import selectivity
+from experiments import network_alignment, selectivity
 
 
 @pytest.fixture(scope="module")
@@ -195,25 +195,24 @@ def test_images_are_split_whole_and_by_category(files):
         np.testing.assert_array_equal(np.bincount(labelled.labels["category"][half]), 3)
 
 
-def test_networks_are_trained_and_scored(conduct, monkeypatch):
-    monkeypatch.setattr(selectivity, "BATCH", 64)
+def test_networks_are_trained_and_scored(conduct):
     config = small()
     config.n_categories, config.n_top = 2, 3
     config.network.update({"widths": (8,), "layer": "block1", "position": "all", "steps": 2, "batch_size": 4})
-    config.network.update({"n_train": 20, "n_scored": 200})
+    config.network.update({"n_train": 20, "n_scored": 300})
     run, results = conduct(selectivity, config)
     assert [(row["set"], row["units"]) for row in results["rows"]] == [
         (name, kind) for name in ("class", "shape", "texture") for kind in selectivity.KINDS
     ]
     assert {row["n_units"] for row in results["rows"]} == {8, 16}
     assert {row["n_seeds"] for row in results["rows"]} == {2}
-    assert json.loads((run.path / "results.json").read_text())["n_scored"] == 200
+    assert json.loads((run.path / "results.json").read_text())["n_scored"] == 300
     assert (run.path / "top_images.png").stat().st_size > 10_000
     # The images that are shown have the labels that were scored.
     labels = selectivity.made(config).labels["class"]
-    image, label = selectivity._batch(selectivity._keys(config)[3][1], 170 // 64, 64)
-    np.testing.assert_array_equal(selectivity.images(config)(170), image[170 % 64])
-    assert label[170 % 64] == labels[170]
+    image, label = network_alignment.image_batch(selectivity.TASK, selectivity._images_key(config, "scored"), 1)
+    np.testing.assert_array_equal(selectivity.images(config)(270), image[270 - 256])
+    assert label[270 - 256] == labels[270]
 
 
 def test_bad_input_is_one_line(files, tmp_path):
