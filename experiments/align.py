@@ -204,13 +204,13 @@ def disentangle(sae: sp.sae.SparseAutoencoder, key: Any, samples: Any, settings:
         settings: `steps`, `batch_size`, and `learning_rate`, which decays with a cosine.
         n: train on the first so many samples; may be traced. By default on all.
     """
-    init_key, key = jax.random.split(key)
+    init_key, key, start_key = jax.random.split(key, 3)
     size, steps = settings["batch_size"], settings["steps"]
 
     def draw(key, size):
         return samples[jax.random.randint(key, (size,), 0, len(samples) if n is None else n)]
 
-    start = sp.training.start(sae, init_key, lambda: samples if n is None else draw(init_key, size))
+    start = sp.training.start(sae, init_key, lambda: samples if n is None else draw(start_key, size))
     optimizer = optax.adam(optax.cosine_decay_schedule(settings["learning_rate"], steps))
     return start, sp.fit(sae, key, draw, params=start, steps=steps, batch_size=size, optimizer=optimizer)[0]
 
@@ -251,9 +251,9 @@ def compute(config: ConfigDict, run: Run) -> dict[str, Any]:
     rows = []
     # Trained and untrained SAEs are alike to the compiler: one program a kind. Two comparisons at once, to spare memory.
     for kind in ("neuron->neuron", "latent->neuron", "latent->latent"):
-        comparisons = [name for name in COMPARISONS if _kind(name) == kind]
+        comparisons = [name for name in COMPARISONS if kind_of(name) == kind]
         listed = [(name, seed) for name in comparisons for seed in range(study.n_seeds(name))]
-        which = np.array([[*(_index(end) for end in name.split("->")), seed] for name, seed in listed])
+        which = np.array([[*(index_of(end) for end in name.split("->")), seed] for name, seed in listed])
         workdir = run.path / "scores" / kind.replace("->", "_")
         found = sp.sweep(study.compare, {"kind": [kind]}, which, data_key=data, chunk=1, workdir=workdir)
         rows += _rows(found.load(), [name for name, _ in listed])
@@ -263,11 +263,13 @@ def compute(config: ConfigDict, run: Run) -> dict[str, Any]:
     return run.finish(rows, seconds, variance_explained=explained, n_scored=len(loaded["groups"]))
 
 
-def _kind(comparison):
+def kind_of(comparison: str) -> str:
+    """The kind of a comparison, which tells trained and untrained SAEs not apart."""
     return comparison.replace("random_sae", "latent").replace("sae", "latent")
 
 
-def _index(units):
+def index_of(units: str) -> int:
+    """Which of `SAES` gives the units; 0 for neurons, where it does not matter."""
     return SAES.index(units) if units in SAES else 0
 
 

@@ -2,17 +2,21 @@
 
 Trains networks of one architecture from several seeds, on images that are made in the program, or takes files of activations
 of two networks to the same images, one a layer. Trains SAEs on each layer, on images that are not scored, and scores neurons,
-latents, and latents of untrained SAEs. Look at sae->sae against neuron->neuron, and at what random_sae->random_sae leaves of
-the difference: an untrained SAE has as many latents, of which as many are active, but has learned nothing. The curves vary one
-setting of the SAEs at a time, first of all the number of images that train them.
+latents, and latents of untrained SAEs. Look at sae->sae against neuron->neuron, and at two controls of as many units: untrained
+SAEs (random_sae->random_sae), of whose latents as many are active, but which have learned nothing; and principal components,
+split into their signs (pca->pca), which know the data, but nothing of sparsity. The curves vary one setting of the SAEs at a
+time. There are no more than two components a unit: with an expansion above 2 they are fewer than latents.
 
 Intervals are over seeds of the networks where these are trained here; with files there are two networks, and intervals are
 over images, for the maps and SAEs at hand.
 """
 
+import functools
+import itertools
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,14 +30,18 @@ from superpos import plotting
 from superpos.results import Run
 
 FILES = ("source", "target", "source_train", "target_train")
-SAES = ("sae", "random_sae")
-KINDS = ("neuron->neuron", "latent->neuron", "latent->latent")
+PCA = "pca->pca"  # principal components, each split into its two signs: as many as latents, at most two a unit
+KINDS = ("neuron->neuron", PCA, "latent->neuron", "latent->latent")
+NAMES = (*COMPARISONS, PCA)
+BATCH = 256  # images that are made, or pass through networks, at once
+VARY = ("share", "k", "expansion", "architecture", "normalize")
 # What is subtracted from what.
 DIFFERENCES = (
     ("sae->sae", "neuron->neuron"),
     ("sae->neuron", "neuron->neuron"),
     ("sae->sae", "random_sae->random_sae"),
     ("sae->neuron", "random_sae->neuron"),
+    ("sae->sae", PCA),
 )
 
 
@@ -49,7 +57,7 @@ def get_config() -> ConfigDict:
     config.layers = ()  # of the network, or names for those of the files; by default all that have axes of their own
     config.n_seeds = 8  # networks, each with an SAE a layer; with files: SAEs of each network
     config.seed = 0  # of all keys
-    config.chunk = 8  # models, or pairs of them, in flight at once
+    config.chunk = 8  # models, or pairs of them, in flight at once; 0: as many as fit into memory
     config.metrics = sp.alignment.DEFAULT
     config.n_folds = 5
     config.n_blocks = 10  # parts of a fold, left out in turn for intervals over images
@@ -59,20 +67,33 @@ def get_config() -> ConfigDict:
     config.sae = ConfigDict(
         {
             "architecture": "topk",  # of sp.sae, of those that take k
-            "expansion": 4,  # latents for each unit
+            "expansion": 4.0,  # latents for each unit
             "k": 8,
             "normalize": "scale",
-            "share": 1.0,  # of the images that train SAEs
+            "share": 1.0,  # of the samples that train SAEs, image by image in random order
             "steps": 4_000,
             "batch_size": 1024,
             "learning_rate": 3e-3,  # cosine decay
         }
     )
     # One setting of `sae` at a time takes these values, in one layer: by default the last.
-    config.vary = ConfigDict(
-        {"layer": "", "share": (0.03, 0.1, 0.3), "k": (), "expansion": (), "architecture": (), "normalize": ()}
-    )
+    config.vary = ConfigDict({"layer": "", "share": (), "k": (), "expansion": (), "architecture": (), "normalize": ()})
     return config
+
+
+class Keys(NamedTuple):
+    """What is drawn: networks, the images they learn from, those they are looked at with, SAEs, and folds."""
+
+    networks: Any
+    task: Any
+    images: Any
+    saes: Any
+    folds: Any
+
+
+def keys(config: ConfigDict) -> Keys:
+    """A key for each."""
+    return Keys(*jax.random.split(jax.random.key(config.seed), len(Keys._fields)))
 
 
 def classifier(config: ConfigDict) -> Any:
@@ -90,9 +111,8 @@ def classifier(config: ConfigDict) -> Any:
     return networks.Classifier(nets[config.network](task.n_classes), (task.size, task.size, 3)), task
 
 
-def train_networks(config: ConfigDict, model: Any, task: Any, run: Run) -> dict[str, Any]:
-    """Networks of all seeds: `params`, and their `accuracy` on 2,000 images of their own; kept in the run's folder."""
-    settings = config.training
+def network(model: Any, task: Any, settings: ConfigDict) -> Callable[[Any, Any], dict[str, Any]]:
+    """`train(key, data_key)` for `sp.sweep`: one network's `params`, and its `accuracy` on 2,000 images of their own."""
     rate = optax.warmup_cosine_decay_schedule(0, settings.learning_rate, max(1, settings.steps // 20), settings.steps)
 
     def train(key, data_key):
@@ -108,25 +128,50 @@ def train_networks(config: ConfigDict, model: Any, task: Any, run: Run) -> dict[
         )
         return {"params": params, "accuracy": model.accuracy(params, *task.sample(test_key, 2_000))}
 
-    keys = jax.random.split(jax.random.key(config.seed), config.n_seeds)
-    data_key = jax.random.key(config.seed + 1)
-    return sp.sweep(train, {}, keys, data_key=data_key, chunk=config.chunk, workdir=run.path / "networks").load()
+    return train
 
 
-def activations(model: Any, params: Any, layers: tuple[str, ...], images: Any, key: Any, positions: int) -> dict[str, Any]:
-    """Activations of one network at some positions of each image, others in each: for each layer `(n * positions, units)`.
+def look(
+    model: Any, task: Any, params: Any, key: Any, n: int, layers: tuple[str, ...], positions: int | str
+) -> dict[str, jax.Array]:
+    """What networks make of `n` images of a task: for each layer `(n_networks, n, positions, units)`.
 
-    Positions are those of the layer's grid, all of them where it has no more; the key draws them, alike for every network.
+    Args:
+        model: their `Classifier`.
+        task: the images, `image_batch` by `image_batch`.
+        params: of the networks, `(n_networks, ...)`.
+        key: of the images and positions.
+        n: images.
+        layers: names.
+        positions: of the layer's grid: "all", their "mean", or a number of them, others in each image but alike for every
+            network. All where the layer has no more.
     """
-    found = {}
-    for layer, values in model.activations(params, images, layers).items():
-        cells = values.reshape(len(values), -1, values.shape[-1])
-        if positions < cells.shape[1]:
-            scattered = jax.random.uniform(jax.random.fold_in(key, cells.shape[1]), cells.shape[:2])
-            chosen = jnp.argsort(scattered, axis=1)[:, :positions]
-            cells = jnp.take_along_axis(cells, chosen[..., None], axis=1)
-        found[layer] = cells.reshape(-1, cells.shape[-1])
-    return found
+
+    def batch(i):
+        images, _ = image_batch(task, key, i)
+        position_key = jax.random.fold_in(jax.random.fold_in(key, i), 2)
+        found = jax.vmap(lambda one: model.activations(one, images, layers))(params)
+        return {layer: take(values, position_key) for layer, values in found.items()}
+
+    def take(values, position_key):
+        cells = values.reshape(*values.shape[:2], -1, values.shape[-1])
+        n_cells = cells.shape[2]
+        if positions == "mean":
+            return cells.mean(axis=2, keepdims=True)
+        if positions == "all" or positions >= n_cells:
+            return cells
+        scattered = jax.random.uniform(jax.random.fold_in(position_key, n_cells), cells.shape[1:3])
+        chosen = jnp.argsort(scattered, axis=1)[:, :positions]
+        return jnp.take_along_axis(cells, chosen[None, ..., None], axis=2)
+
+    found = jax.lax.map(batch, jnp.arange(-(-n // BATCH)))  # (batches, networks, images, positions, units)
+    return {layer: v.swapaxes(0, 1).reshape(v.shape[1], -1, *v.shape[3:])[:, :n] for layer, v in found.items()}
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def image_batch(task: Any, key: Any, i: Any) -> tuple[jax.Array, jax.Array]:
+    """The i-th `BATCH` of the images that a key makes, and their classes."""
+    return task.sample(jax.random.fold_in(jax.random.fold_in(key, i), 1), BATCH)
 
 
 class Study:
@@ -145,29 +190,21 @@ class Study:
             part: {side: {layer: found[part][side] for layer, found in layers.items()} for side in sides}
             for part in ("training", "scored")
         }
-        key = jax.random.key(config.seed)
         self.folds = {
-            layer: sp.assign_folds(len(groups), config.n_folds, key=key, groups=groups)[0]
+            layer: sp.assign_folds(len(groups), config.n_folds, key=keys(config).folds, groups=groups)[0]
             for layer, groups in self.groups.items()
         }
 
     def sae(self, units: int, changed: dict[str, Any]) -> sp.sae.SparseAutoencoder:
         """The SAE of a layer."""
-        settings = {**self.config.sae, **changed}
-        known = {name: kind for name, kind in sp.sae.ARCHITECTURES.items() if "k" in kind.__dataclass_fields__}
-        if settings["architecture"] not in known:
-            listed = ", ".join(known)
-            raise ValueError(f"config.sae.architecture must be one of {listed}, got {settings['architecture']!r}.")
-        kind: Any = known[settings["architecture"]]
-        return kind(units, settings["expansion"] * units, settings["k"], normalize=settings["normalize"])
+        return make_sae({**self.config.sae, **changed}, units)
 
     def train(self, member, data, side, layer, **changed):
         """One SAE before (`random_sae`) and after (`sae`) training, and what each makes of the scored samples."""
         settings = {**self.config.sae, **changed}
         samples, held_out = (_of_member(data[part][side][layer], member) for part in ("training", "scored"))
         sae = self.sae(samples.shape[1], changed)
-        key = jax.random.fold_in(jax.random.key(self.config.seed), member)
-        key = jax.random.fold_in(key, self.sides.index(side))
+        key = jax.random.fold_in(jax.random.fold_in(keys(self.config).saes, member), self.sides.index(side))
         n = jnp.maximum(1, jnp.int32(settings["share"] * len(samples)))  # those of the first images
         start, params = align.disentangle(sae, key, samples, settings, n)
         found = {"params": {"sae": params, "random_sae": start}, "dimensions": _dimensions(held_out)}
@@ -187,7 +224,7 @@ class Study:
         for end, what in enumerate(kind.split("->")):
             side = self.sides[min(end, len(self.sides) - 1)]
             member, trained = which[1 + 2 * end], which[2 + 2 * end]
-            units = _of_member(data["scored"][side][layer], member)
+            units = _of_member(data["pca" if what == "pca" else "scored"][side][layer], member)
             if what == "latent":
                 params = jax.tree.map(lambda leaf: leaf[which[0], trained, member], data["saes"][side][layer])  # noqa: B023
                 units = self.sae(units.shape[1], changed).encode(params, units)
@@ -197,6 +234,15 @@ class Study:
             return {name: score.mean for name, score in sp.align(*ends, **settings).items()}
         found = sp.stats.jackknife(*ends, **settings, groups=self.groups[layer], n_blocks=self.config.n_blocks)
         return {name: {"mean": score.mean, "without": score.without} for name, score in found.items()}
+
+    def principal_components(self) -> dict[str, dict[str, np.ndarray]]:
+        """Of each side and layer, as many as latents, at most two a unit: `(n_networks, n_samples, n_components)`."""
+        found: dict[str, dict[str, np.ndarray]] = {side: {} for side in self.sides}
+        for side, layer in itertools.product(self.sides, self.names):
+            parts = [np.asarray(self.data[part][side][layer]) for part in ("training", "scored")]
+            n = round(self.config.sae.expansion * parts[0].shape[-1])
+            found[side][layer] = np.stack([principal_components(train, score, n) for train, score in zip(*parts, strict=True)])
+        return found
 
     @property
     def pairs(self) -> list[tuple[int, int]]:
@@ -209,6 +255,14 @@ class Study:
 
 def _of_member(array, member):
     return array[jnp.minimum(member, len(array) - 1)]
+
+
+def principal_components(training: np.ndarray, scored: np.ndarray, n: int) -> np.ndarray:
+    """Scored samples `(n_samples, units)` on the first components of the training samples, as `n` rectified units."""
+    mean = training.mean(axis=0)
+    _, directions = np.linalg.eigh(np.cov((training - mean).T))
+    projected = (scored - mean) @ directions[:, ::-1][:, : max(1, n // 2)]
+    return np.concatenate([np.maximum(projected, 0), np.maximum(-projected, 0)], axis=1).astype(np.float32)
 
 
 def _dimensions(units):
@@ -231,6 +285,13 @@ def read(config: ConfigDict) -> dict[str, dict[str, Any]]:
     names = config.layers or tuple(Path(path).name for path in config.source)
     if len(set(names)) < len(config.source):
         names = tuple(f"{Path(a).name} → {Path(b).name}" for a, b in zip(config.source, config.target, strict=True))
+    if len(set(names)) < len(names):
+        raise ValueError(f"config.layers must name the layers, for their files are called alike: {', '.join(names)}.")
+    for side in align.SIDES:
+        if again := set(config[side]) & set(config[f"{side}_train"]):
+            raise ValueError(
+                f"config.{side}_train must hold images that are not scored, got {again.pop()} as config.{side} too."
+            )
     if len(names) != len(config.source):
         raise ValueError(f"config.layers must name each of the {len(config.source)} files, got {names}.")
     layers = {}
@@ -256,35 +317,84 @@ def make(config: ConfigDict, run: Run) -> tuple[dict[str, dict[str, Any]], list[
     """Layers of networks that are trained here, and the accuracy of each."""
     model, task = classifier(config)
     layers = tuple(config.layers) or model.layers
-    settings, key = config.images, jax.random.key(config.seed + 2)
+    settings = config.images
     n_images = {"training": settings.n_train, "scored": settings.n_scored}
-    jax.eval_shape(lambda key: model.activations(model.init(key), jnp.zeros((1, *model.shape)), layers), key)  # unknown layers
-    trained = train_networks(config, model, task, run)
+    found = jax.eval_shape(
+        lambda key: model.activations(model.init(key), jnp.zeros((1, *model.shape)), layers), keys(config).networks
+    )
+    units = {layer: found[layer].shape[-1] for layer in layers}
+    groups = np.arange(settings.n_scored)
+    check(config, {layer: [width] for layer, width in units.items()}, dict.fromkeys(layers, groups))
+    run.claim()
+    seeds = jax.random.split(keys(config).networks, config.n_seeds)
+    train, folder = network(model, task, config.training), run.path / "networks"
+    trained = sp.sweep(train, {}, seeds, data_key=keys(config).task, chunk=config.chunk or None, workdir=folder).load()
 
-    def look(params, key, n):
-        def batch(i):
-            image_key, position_key = jax.random.split(jax.random.fold_in(key, i))
-            images, _ = task.sample(image_key, 256)
-            return activations(model, params, layers, images, position_key, settings.positions)
-
-        found = jax.lax.map(batch, jnp.arange(-(-n // 256)))
-        return {name: values.reshape(-1, values.shape[-1])[: n * values.shape[1] // 256] for name, values in found.items()}
-
-    found = {}
+    looked = {}
     for i, (part, n) in enumerate(n_images.items()):
-        every = jax.jit(lambda params, key, n=n: jax.lax.map(lambda one: look(one, key, n), params))
-        found[part] = jax.device_get(every(trained["params"], jax.random.fold_in(key, i)))
+        every = jax.jit(functools.partial(look, model, task, n=n, layers=layers, positions=settings.positions))
+        looked[part] = jax.device_get(every(trained["params"], jax.random.fold_in(keys(config).images, i)))
     made = {
         layer: {
-            "groups": np.repeat(np.arange(settings.n_scored), found["scored"][layer].shape[1] // settings.n_scored),
+            "groups": np.repeat(np.arange(settings.n_scored), looked["scored"][layer].shape[2]),
             "n_images": settings.n_train,
-            **{part: {"network": found[part][layer]} for part in n_images},
+            **{part: {"network": looked[part][layer].reshape(config.n_seeds, -1, units[layer])} for part in n_images},
         }
         for layer in layers
     }
     accuracy = trained["accuracy"].astype(float)
     row = {"network": config.network, **sp.stats.over_seeds(accuracy), "least": accuracy.min(), "most": accuracy.max()}
     return made, [row]
+
+
+def make_sae(settings: dict[str, Any], units: int) -> sp.sae.SparseAutoencoder:
+    """The SAE of so many units that settings describe.
+
+    Raises:
+        ValueError: settings that do not fit.
+    """
+    known = {name: kind for name, kind in sp.sae.ARCHITECTURES.items() if "k" in kind.__dataclass_fields__}
+    if settings["architecture"] not in known:
+        listed = ", ".join(known)
+        raise ValueError(f"config.sae.architecture must be one of {listed}, got {settings['architecture']!r}.")
+    kind: Any = known[settings["architecture"]]
+    return kind(units, max(1, round(settings["expansion"] * units)), settings["k"], normalize=settings["normalize"])
+
+
+def check(config: ConfigDict, units: dict[str, list[int]], groups: dict[str, np.ndarray]) -> None:
+    """Refuses, before anything is trained, settings that do not fit the units of each layer's sides and the scored images."""
+    least = {"training.steps": 2, "training.batch_size": 1, "sae.steps": 1, "sae.batch_size": 1, "n_blocks": 2}
+    least |= {"images.n_train": 1, "images.n_scored": 1, "images.positions": 1}
+    for name, number in least.items():
+        value = functools.reduce(lambda found, part: found[part], name.split("."), config)
+        if value < number:
+            raise ValueError(f"config.{name} must be at least {number}, got {value}.")
+    for layer, of_layer in groups.items():
+        folds, _ = sp.assign_folds(len(of_layer), config.n_folds, key=keys(config).folds, groups=of_layer)
+        fewest = min(len(np.unique(of_layer[np.asarray(folds) == fold])) for fold in range(config.n_folds))
+        if config.source and fewest < config.n_blocks:
+            raise ValueError(
+                f"config.n_blocks must be at most the {fewest} images in a fold of {layer}, got {config.n_blocks}."
+            )
+    if config.vary.layer and config.vary.layer not in units:
+        raise ValueError(f"config.vary.layer must be one of {', '.join(units)}, got {config.vary.layer!r}.")
+    varied_layer = config.vary.layer or list(units)[-1]
+    for changed in [{}, *({name: value} for name, values in _varied(config).items() for value in values)]:
+        settings = {**config.sae, **changed}
+        if settings["expansion"] != round(settings["expansion"]) and changed:
+            raise ValueError(f"config.vary.expansion must hold whole numbers, got {settings['expansion']}.")
+        if not 0 < settings["share"] <= 1:
+            raise ValueError(f"config.sae.share must be above 0 and at most 1, got {settings['share']}.")
+        for layer, widths in units.items():
+            for width in widths:
+                if not changed or layer == varied_layer:
+                    make_sae(settings, width)
+
+
+def _varied(config):
+    """The values that each setting takes beside the one that it has in `sae`."""
+    values = {name: tuple(value for value in config.vary[name] if value != config.sae[name]) for name in VARY}
+    return {name: found for name, found in values.items() if found}
 
 
 def compute(config: ConfigDict, run: Run) -> dict[str, Any]:
@@ -294,29 +404,22 @@ def compute(config: ConfigDict, run: Run) -> dict[str, Any]:
         raise ValueError(f"config.n_seeds must be at least {1 if with_files else 2}, got {config.n_seeds}.")
     sp.metrics.resolve(config.metrics)
     started = time.perf_counter()
-    layers, networks = (read(config), []) if with_files else make(config, run)
+    networks: list[dict[str, Any]] = []
+    if with_files:
+        layers = read(config)
+        units = {layer: [part.shape[-1] for part in found["scored"].values()] for layer, found in layers.items()}
+        check(config, units, {layer: found["groups"] for layer, found in layers.items()})
+        run.claim()
+    else:
+        layers, networks = make(config, run)
     study = Study(config, layers, align.SIDES if with_files else ("network",))
     varied_layer = config.vary.layer or study.names[-1]
-    if varied_layer not in layers:
-        raise ValueError(f"config.vary.layer must be one of {', '.join(layers)}, got {varied_layer!r}.")
-    varied = {name: tuple(values) for name, values in config.vary.items() if name != "layer" and values}
-    for name, values in {"": (None,), **varied}.items():  # what can fail fails here, before anything is trained
-        for value in values:
-            changed = {name: value} if name else {}
-            if not 0 < {**config.sae, **changed}["share"] <= 1:
-                raise ValueError(
-                    f"config.sae.share must be above 0 and at most 1, got {changed.get('share', config.sae.share)}."
-                )
-            for layer in (varied_layer,) if name else study.names:
-                for side in study.sides:
-                    study.sae(study.data["scored"][side][layer].shape[-1], changed)
-    run.claim()
+    varied = _varied(config)
     made_at = time.perf_counter()
 
     rows: list[dict[str, Any]] = []
     curves: list[dict[str, Any]] = []
     differences, saes = [], []
-    base: dict[tuple[str, str, str], Any] = {}
     for name, values in {"": (None,), **varied}.items():
         # Shares of the images change no shapes: they are variants of one program.
         for batch in [values] if name in ("", "share") else [(value,) for value in values]:
@@ -329,10 +432,10 @@ def compute(config: ConfigDict, run: Run) -> dict[str, Any]:
                     n_images = round(share * layers[layer]["n_images"])
                     saes += [{**at, "n_images": n_images, **row} for row in described[layer, i]]
                     for metric in (metric.name for metric in study.metrics):
-                        scores = {c: found[layer, i, metric, c] for c in COMPARISONS if (layer, i, metric, c) in found}
-                        if not name:
-                            base |= {(layer, metric, c): score for c, score in scores.items()}
+                        scores = {c: found[layer, i, metric, c] for c in NAMES if (layer, i, metric, c) in found}
                         for comparison, score in scores.items():
+                            if not np.isfinite(jax.tree.leaves(score)[0]).all():
+                                raise ValueError(f"{comparison} of {layer} has no live unit on one side.")
                             row = {"metric": metric, "comparison": comparison, **_summary(study, score)}
                             (curves if name else rows).append({**at, **row})
                         for a, b in () if name else DIFFERENCES:
@@ -348,7 +451,7 @@ def _measure(study, run, name, values, layers):
     config, members = study.config, np.arange(study.config.n_seeds)
     grid = {"side": study.sides, "layer": layers, **({name: values} if name else {})}
     folder = run.path / "saes" / "-".join([name or "base", *(map(str, values) if name not in ("", "share") else ())])
-    trained = sp.sweep(study.train, grid, members, data_key=study.data, chunk=config.chunk, workdir=folder)
+    trained = sp.sweep(study.train, grid, members, data_key=study.data, chunk=config.chunk or None, workdir=folder)
     states = {
         (side, layer): [trained.load(side=side, layer=layer, **({name: value} if name else {})) for value in values]
         for side in study.sides
@@ -360,24 +463,27 @@ def _measure(study, run, name, values, layers):
             described[layer, i] = [describe(side, states[side, layer][i]) for side in study.sides]
 
     def stack(states):  # leaves (values, kinds of SAE, members, ...)
-        kinds = [jax.tree.map(lambda *leaves: np.stack(leaves), *(state["params"][kind] for kind in SAES)) for state in states]
+        kinds = [
+            jax.tree.map(lambda *leaves: np.stack(leaves), *(state["params"][kind] for kind in align.SAES)) for state in states
+        ]
         return jax.tree.map(lambda *leaves: np.stack(leaves), *kinds)
 
     stacked = {side: {layer: stack(states[side, layer]) for layer in layers} for side in study.sides}
     data = {"scored": study.data["scored"], "saes": stacked}
     found = {}
-    for kind in KINDS[1:] if name else KINDS:
+    for kind in KINDS[2:] if name else KINDS:  # the others know nothing of SAEs
         listed = [
             (comparison, i, pair)
-            for comparison in COMPARISONS
-            if comparison.replace("random_sae", "latent").replace("sae", "latent") == kind
+            for comparison in NAMES
+            if align.kind_of(comparison) == kind
             for i in range(len(values))
-            for pair in (study.pairs if kind != KINDS[0] or len(study.sides) == 1 else study.pairs[:1])
+            for pair in (study.pairs if kind not in KINDS[:2] or len(study.sides) == 1 else study.pairs[:1])
         ]
         which = np.array([_which(*one) for one in listed])
         grid = {"kind": (kind,), "layer": layers, **({name: values[:1]} if name and name != "share" else {})}
         where = folder.parent.parent / "scores" / folder.name / kind.replace("->", "_")
-        scored = sp.sweep(study.compare, grid, which, data_key=data, chunk=config.chunk, workdir=where)
+        of_kind = {"pca": study.principal_components()} if kind == PCA else data
+        scored = sp.sweep(study.compare, grid, which, data_key=of_kind, chunk=config.chunk or None, workdir=where)
         for layer in layers:
             for metric, scores in scored.load(layer=layer).items():
                 for comparison, i in dict.fromkeys(one[:2] for one in listed):
@@ -388,7 +494,7 @@ def _measure(study, run, name, values, layers):
 
 
 def _which(comparison, value, pair):
-    kinds = [SAES.index(what) if what in SAES else 0 for what in comparison.split("->")]
+    kinds = [align.index_of(what) for what in comparison.split("->")]
     return value, pair[0], kinds[0], pair[1], kinds[1]
 
 
@@ -396,7 +502,7 @@ def describe(side, state):
     """What the SAEs of one side and layer are like on the scored samples, mean over members."""
     units, latents = state["params"]["sae"]["W_enc"].shape[-2:]
     row = {"side": side, "units": units, "latents": latents, "dimensions": float(np.mean(state["dimensions"]))}
-    for kind in SAES:
+    for kind in align.SAES:
         row |= {f"{kind}_{name}": float(np.mean(values)) for name, values in state[kind].items()}
     return row | {"superposition_ci95": sp.stats.over_seeds(state["sae"]["superposition"])["ci95"]}
 
@@ -465,10 +571,11 @@ def draw(results: dict[str, Any], run: Run) -> None:
 
 
 def _curve(axis, setting, rows):
-    """Scores against a setting, a line a comparison; neurons, which know nothing of it, as a line across."""
+    """Scores against a setting, a line a comparison; those that know nothing of SAEs as a line across."""
     values = list(dict.fromkeys(row["value"] for row in rows))
     numeric = not isinstance(values[0], str)
-    for comparison in COMPARISONS:
+    values = sorted(values) if numeric else values
+    for comparison in NAMES:
         line = sorted((row for row in rows if row["comparison"] == comparison), key=lambda row: values.index(row["value"]))
         colour = plotting.COLOURS[comparison]
         if len(line) == 1:
@@ -476,8 +583,7 @@ def _curve(axis, setting, rows):
             axis.axhspan(*(line[0]["ci95"] or [line[0]["mean"]] * 2), color=colour, alpha=0.15, linewidth=0)
             continue
         at = [row["value"] if numeric else values.index(row["value"]) for row in line]
-        style = ":" if comparison.startswith("random") else "-"
-        style = style if numeric else ""
+        style = "" if not numeric else ":" if comparison.startswith("random") else "-"
         axis.errorbar(
             at, plotting.means(line), plotting.errors(line), color=colour, linestyle=style, marker="o", markersize=3, capsize=2
         )

@@ -6,26 +6,23 @@ Compares neurons, latents, and latents of the same SAE untrained: how well the b
 chosen on one half of the images and measured on the other), how many units do so with a d' above a threshold, over how many
 units a category is spread, and to how many categories a selective unit responds. top_images.png shows what drives the best.
 
-Latents are several times as many as neurons, so that more are above any threshold by their number alone: look at what the
-untrained SAE leaves of the difference. A latent that stands for a part of a category has a low d' for the whole of it.
+Latents are several times as many as neurons, and few are active at once: look at what the untrained SAE, of which the same is
+true, leaves of the difference. A latent that stands for a part of a category has a low d' for the whole of it.
 """
 
 import functools
 import math
 import time
 from collections.abc import Callable
-from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
-from jax import lax
 from ml_collections import ConfigDict
 
 import superpos as sp
-from experiments import command
+from experiments import align, command, network_alignment
 from superpos import data as readers
 from superpos import plotting
 from superpos.networks import CNN, Classifier, ShapesAndTextures
@@ -34,7 +31,7 @@ from superpos.results import Run
 
 KINDS = ("neuron", "sae", "random_sae")
 FILES = ("activations", "images", "labels")
-BATCH = 256  # images that are made, or pass through networks, at once
+PARTS = ("training", "scored")
 TASK = ShapesAndTextures()
 
 
@@ -58,7 +55,7 @@ def get_config() -> ConfigDict:
             "position": "mean",  # over the positions of the layer; or all of them, as samples of one image
             "steps": 2_000,
             "batch_size": 32,
-            "learning_rate": 3e-3,  # warm-up over a tenth of the steps, cosine decay
+            "learning_rate": 2e-3,  # AdamW, cosine decay
             "n_train": 8_192,  # images that train the SAEs
             "n_scored": 6_000,
         }
@@ -91,9 +88,10 @@ class Labelled(NamedTuple):
 
 def made(config: ConfigDict) -> Labelled:
     """The scored images of the built-in task, with three sets of categories."""
-    key, n_images = _image_keys(config)[1], config.network.n_scored
-    batches = range(math.ceil(n_images / BATCH))
-    classes = np.concatenate([np.zeros(0, int), *(_batch(key, i, BATCH)[1] for i in batches)])[:n_images]
+    key, n_images = _images_key(config, "scored"), config.network.n_scored
+    batches = range(math.ceil(n_images / network_alignment.BATCH))
+    made = [network_alignment.image_batch(TASK, key, i)[1] for i in batches]
+    classes = np.concatenate([np.zeros(0, int), *made])[:n_images]
     shapes, textures = np.divmod(classes, len(TASK.textures))
     return Labelled(
         {"class": classes, "shape": shapes, "texture": textures},
@@ -113,20 +111,14 @@ def images(config: ConfigDict) -> Callable[[int], Any] | None:
             return image
 
         return small
-    key = _image_keys(config)[1]
-    batch = functools.cache(lambda i: jax.device_get(_batch(key, i, BATCH)[0]))
-    return None if config.activations else lambda number: batch(number // BATCH)[number % BATCH]
+    key, size = _images_key(config, "scored"), network_alignment.BATCH
+    batch = functools.cache(lambda i: jax.device_get(network_alignment.image_batch(TASK, key, i)[0]))
+    return None if config.activations else lambda number: batch(number // size)[number % size]
 
 
-@functools.partial(jax.jit, static_argnums=2)
-def _batch(key, i, n):
-    """Images of the built-in task, and their classes."""
-    return TASK.sample(jax.random.fold_in(key, i), n)
-
-
-def _image_keys(config):
-    """Of the images that train SAEs, and of those that are scored."""
-    return jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 1))
+def _images_key(config, part):
+    """Of the images that train SAEs, or that are scored."""
+    return jax.random.fold_in(network_alignment.keys(config).images, PARTS.index(part))
 
 
 def read(config: ConfigDict) -> tuple[Labelled, dict[str, np.ndarray]]:
@@ -143,8 +135,9 @@ def read(config: ConfigDict) -> tuple[Labelled, dict[str, np.ndarray]]:
         raise ValueError(f"config.activations holds {np.size(units) - np.isfinite(units).sum()} NaN or infinite values.")
     if not config.images and not config.labels:
         raise ValueError("config.activations needs categories: pass --config.labels=FILE, or --config.images=FOLDER.")
-    names = Images(config.images).names if config.images else None
-    if names is not None and len(names) != n_images:
+    found = Images(config.images) if config.images else None
+    names = found.names if found else []
+    if config.images and len(names) != n_images:
         raise ValueError(f"config.images must be the {n_images} samples of config.activations, got {len(names)} images.")
     if config.labels:
         field, given = "labels", np.asarray(_load(config, "labels"))
@@ -152,7 +145,7 @@ def read(config: ConfigDict) -> tuple[Labelled, dict[str, np.ndarray]]:
             got = f"{given.dtype} of shape {given.shape}"
             raise ValueError(f"config.labels must be {n_images} whole numbers, one a sample of config.activations, got {got}.")
     else:
-        field, given = "images", np.array([PurePosixPath(name).parent.name for name in names])
+        field, given = "images", np.array(found.folders if found else [])
     values, labels = np.unique(given, return_inverse=True)
     if len(values) < 2:
         raise ValueError(f"config.{field} must have at least 2 categories (of images: folders that they lie in), got 1.")
@@ -181,7 +174,7 @@ def _by_category(labels, seed):
 
 
 class Study:
-    """The pure functions: `train` a network, `represent` images, `disentangle` a layer and measure its units."""
+    """The pure functions: `represent` images, `disentangle` a layer and measure its units."""
 
     def __init__(self, config: ConfigDict, labelled: Labelled):
         self.config, self.labelled = config, labelled
@@ -195,42 +188,16 @@ class Study:
                 n, which = np.sum(labels == fewest.argmin()), names[fewest.argmin()]
                 raise ValueError(f"{name} {which!r} must have at least 2 scored images in each half, got {n} in all.")
 
-    def train(self, key, data_key):
-        """One network, and its accuracy on images that it was not trained on."""
-        settings = self.config.network
-        rate = optax.warmup_cosine_decay_schedule(0.0, settings.learning_rate, settings.steps // 10, settings.steps)
-        fit_key, held_out_key = jax.random.split(data_key)
-        params, _ = sp.fit(
-            self.classifier,
-            key,
-            TASK.sample,
-            data_key=fit_key,
-            steps=settings.steps,
-            batch_size=settings.batch_size,
-            optimizer=optax.adamw(rate),
-        )
-        keys = jax.random.split(held_out_key, 8)
-        accuracy = lax.map(lambda key: self.classifier.accuracy(params, *TASK.sample(key, BATCH)), keys)
-        return {"params": params, "accuracy": accuracy.mean()}
-
     def represent(self, networks):
         """Activations of networks to the images that train SAEs and to those that are scored, as `read` has them."""
-        settings, sizes = self.config.network, (self.config.network.n_train, self.config.network.n_scored)
-        counts = [math.ceil(n / BATCH) for n in sizes]
-
-        def batch(key_and_i):
-            images, _ = _batch(*key_and_i, BATCH)
-            layer = jax.vmap(lambda params: self.classifier.activations(params, images, settings.layer)[settings.layer])
-            found = layer(networks)
-            found = found.reshape(*found.shape[:2], -1, found.shape[-1])
-            return found.mean(axis=2, keepdims=True) if settings.position == "mean" else found
-
-        keys = jnp.repeat(_image_keys(self.config), np.array(counts), total_repeat_length=sum(counts))
-        numbers = np.concatenate([np.arange(count) for count in counts])
-        found = lax.map(batch, (keys, numbers)).swapaxes(0, 1)  # (networks, batches, images, positions, units)
-        parts = zip(jnp.split(found, counts[:1], axis=1), sizes, strict=True)
-        training, scored = (part.reshape(len(part), -1, *part.shape[3:])[:, :n] for part, n in parts)
-        return {"training": training, "scored": scored}
+        settings = self.config.network
+        found = {
+            part: network_alignment.look(
+                self.classifier, TASK, networks, _images_key(self.config, part), n, (settings.layer,), settings.position
+            )
+            for part, n in zip(PARTS, (settings.n_train, settings.n_scored), strict=True)
+        }
+        return {part: layers[settings.layer] for part, layers in found.items()}
 
     def sae(self, n_units):
         """The SAE of a layer of so many units."""
@@ -238,22 +205,11 @@ class Study:
 
     def disentangle(self, seed, data):
         """One SAE before and after training, and how good it is on the scored images."""
-        settings, network = self.config.sae, jnp.minimum(seed, len(data["scored"]) - 1)
+        network = jnp.minimum(seed, len(data["scored"]) - 1)
         n_units = data["scored"].shape[-1]
         training, scored = (data[part][network].reshape(-1, n_units) for part in ("training", "scored"))
         sae = self.sae(n_units)
-        init_key, fit_key = jax.random.split(jax.random.fold_in(data["key"], seed))
-        start = sp.training.start(sae, init_key, lambda: training)
-        trained, _ = sp.fit(
-            sae,
-            fit_key,
-            lambda key, n: training[jax.random.randint(key, (n,), 0, len(training))],
-            params=start,
-            steps=settings.steps,
-            batch_size=settings.batch_size,
-            optimizer=optax.adam(optax.cosine_decay_schedule(settings.learning_rate, settings.steps)),
-        )
-
+        start, trained = align.disentangle(sae, jax.random.fold_in(data["key"], seed), training, self.config.sae)
         report = sp.evaluation.evaluate(sae, trained, scored)
         return {
             "sae": trained,
@@ -290,16 +246,17 @@ def compute(config: ConfigDict, run: Run) -> dict[str, Any]:
         raise ValueError(f"config.network.position must be mean or all, got {config.network.position!r}.")
     labelled, data = read(config) if config.activations else (made(config), {})
     study = Study(config, labelled)
-    init_key, data_key, sae_key = jax.random.split(jax.random.key(config.seed), 3)
-    keys = jax.random.split(init_key, config.n_seeds)
+    train = network_alignment.network(study.classifier, TASK, config.network)
+    keys = network_alignment.keys(config)
+    seeds = jax.random.split(keys.networks, config.n_seeds)
     # Whatever is wrong with the settings shows here, before anything is written.
-    shapes = data or jax.eval_shape(lambda: study.represent(jax.vmap(study.train, (0, None))(keys, data_key)["params"]))
-    jax.eval_shape(study.disentangle, 0, {**shapes, "key": sae_key})
+    shapes = data or jax.eval_shape(lambda: study.represent(jax.vmap(train, (0, None))(seeds, keys.task)["params"]))
+    jax.eval_shape(study.disentangle, 0, {**shapes, "key": keys.saes})
     run.claim()
 
     started, tables = time.perf_counter(), {}
     if not config.activations:
-        networks = sp.sweep(study.train, {}, keys, data_key=data_key, chunk=1, workdir=run.path / "networks").load()
+        networks = sp.sweep(train, {}, seeds, data_key=keys.task, chunk=1, workdir=run.path / "networks").load()
         tables["accuracy"] = [sp.stats.over_seeds(networks["accuracy"])]
         data = jax.jit(study.represent)(networks["params"])
     represented = time.perf_counter()
@@ -307,7 +264,7 @@ def compute(config: ConfigDict, run: Run) -> dict[str, Any]:
         study.disentangle,
         {},
         np.arange(config.n_seeds),
-        data_key={**data, "key": sae_key},
+        data_key={**data, "key": keys.saes},
         chunk=1,
         workdir=run.path / "saes",
     ).load()
@@ -398,7 +355,7 @@ def most_driven(
         chosen, d = (np.asarray(found)[shown] for found in sp.selectivity.most_selective(*d_primes[kind][name][0]))
         top = sp.selectivity.top(activations[:, chosen], min(config.n_top, len(half)), groups)
         for category, unit, value, samples in zip(shown, chosen, d, np.asarray(top), strict=True):
-            images = half[groups[samples[activations[samples, unit] != 0]]]
+            images = half[groups[samples[activations[samples, unit] > 0]]]
             hits = int(np.sum(labelled.labels[name][images] == category))
             row = {"category": names[category], "kind": kind, "unit": int(unit), "d_prime": float(value), "hits": hits}
             rows.append({**row, "images": labelled.numbers[images].tolist()})

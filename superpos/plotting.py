@@ -17,6 +17,7 @@ COLOURS = {
     "random_sae->sae": "#E69F00",
     "random_sae->random_sae": "#D55E00",
     "oracle->oracle": "#009E73",
+    "pca->pca": "#999999",
     "neuron->site": "#000000",
     "sae->site": "#56B4E9",
     "random_sae->site": "#F0C75E",

@@ -1,8 +1,8 @@
 """What units stand for: how well each tells a category, how many of them share one, and which samples drive a unit most.
 
 Neurons and latents are units alike. With d′ of all units at hand, `d > 1` summed over units counts those that a category uses,
-summed over categories those that a unit responds to; `effective_number` does the same without a threshold. A count of latents
-that are active grows with their number and with their noise: compare it with that of untrained SAEs.
+summed over categories those that a unit responds to; `effective_number` does the same without a threshold. Such counts depend
+on how many units there are and how many are active at once: compare latents with those of untrained SAEs.
 """
 
 import functools
@@ -50,17 +50,17 @@ def d_prime(
      [ 2.121  0.   ]]
     """
     units = jnp.asarray(units)
-    labels = labels if isinstance(labels, jax.core.Tracer) else np.asarray(labels)
-    if units.ndim != 2 or labels.shape != units.shape[:1]:
+    given = labels if isinstance(labels, jax.core.Tracer) else np.asarray(labels)
+    if units.ndim != 2 or given.shape != units.shape[:1]:
         raise ValueError(
-            f"units and labels must be (n_samples, n_units) and (n_samples,), got {units.shape} and {labels.shape}."
+            f"units and labels must be (n_samples, n_units) and (n_samples,), got {units.shape} and {given.shape}."
         )
     positive_integer("n_categories", n_categories, least=2)
-    if not jnp.issubdtype(labels.dtype, jnp.integer):
-        raise ValueError(f"labels must be whole numbers, got {labels.dtype}.")
-    if isinstance(labels, np.ndarray) and labels.size and not 0 <= labels.min() <= labels.max() < n_categories:
-        raise ValueError(f"labels must be 0 to {n_categories - 1}, got {labels.min()} to {labels.max()}.")
-    return _d_prime(units.astype(jnp.promote_types(units.dtype, jnp.float32)), jnp.asarray(labels), n_categories)
+    if not jnp.issubdtype(given.dtype, jnp.integer):
+        raise ValueError(f"labels must be whole numbers, got {given.dtype}.")
+    if isinstance(given, np.ndarray) and given.size and not 0 <= given.min() <= given.max() < n_categories:
+        raise ValueError(f"labels must be 0 to {n_categories - 1}, got {given.min()} to {given.max()}.")
+    return _d_prime(units.astype(jnp.promote_types(units.dtype, jnp.float32)), jnp.asarray(given), n_categories)
 
 
 @functools.partial(jax.jit, static_argnames="n_categories")
@@ -124,7 +124,7 @@ def effective_number(d: Float[Array, "..."], axis: int = -1) -> Float[Array, "..
     Source: participation ratio over a population, Treves & Rolls 1991; the weights are ours.
 
     Args:
-        d: d′, `(n_categories, n_units)`; finite.
+        d: d′, `(n_categories, n_units)`; infinite ones count as 10⁶.
         axis: that is counted over.
 
     Returns:
@@ -133,7 +133,7 @@ def effective_number(d: Float[Array, "..."], axis: int = -1) -> Float[Array, "..
     >>> effective_number(jnp.array([[2.0, 2.0, -1.0], [0.0, 3.0, 0.0]])).tolist()
     [2.0, 1.0]
     """
-    weights = jnp.maximum(d, 0) ** 2
+    weights = jnp.clip(d, 0, 1e6) ** 2
     squares = jnp.sum(weights**2, axis=axis)
     return jnp.where(squares == 0, 0, jnp.sum(weights, axis=axis) ** 2 / jnp.where(squares == 0, 1, squares))
 

@@ -71,6 +71,17 @@ def run_commands(name, cases):
     return json.loads(done.stdout)
 
 
+def assert_refused(name, cases, workdir):
+    """Each of the command lines ends in one line that holds its message, and leaves nothing behind."""
+    done = run_commands(name, [[*case, f"--workdir={workdir}"] for case in cases])
+    for (status, errors), message in zip(done, cases.values(), strict=True):
+        assert status == 2, errors
+        assert errors.startswith("error: ")
+        assert errors.count("\n") == 1
+        assert message in errors
+    assert not workdir.exists()
+
+
 def small_study():
     config = toy_alignment.get_config()
     config.n_seeds = 3

@@ -4,7 +4,7 @@ import os
 import numpy as np
 import pytest
 import scipy.stats
-from test_experiments import run_command, run_commands
+from test_experiments import assert_refused, run_command
 
 from experiments import extract
 from superpos import data
@@ -91,14 +91,7 @@ def test_bad_input_is_one_line_and_leaves_nothing_behind(config, tmp_path):
         ("--config.model=no_such_package:net", layers): "no module 'no_such_package' to import",
         ("--config.position=middle", layers): "position must be one of center, mean, all, class or a number",
     }
-    workdir = tmp_path / "run"
-    done = run_commands("extract", [[*given, *case, f"--workdir={workdir}"] for case in cases])
-    for (status, errors), message in zip(done, cases.values(), strict=True):
-        assert status == 2
-        assert errors.startswith("error: ")
-        assert errors.count("\n") == 1
-        assert message in errors
-    assert not workdir.exists()
+    assert_refused("extract", {(*given, *case): message for case, message in cases.items()}, tmp_path / "run")
 
 
 def test_help_lists_every_setting():

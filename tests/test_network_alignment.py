@@ -1,10 +1,13 @@
+import functools
+
 import jax
 import numpy as np
 import pytest
-from test_experiments import run_commands
+from test_experiments import assert_refused
 
 import superpos as sp
 from experiments import COMPARISONS, network_alignment
+from superpos import networks
 
 ROW = {"layer", "metric", "comparison", "mean", "std", "ci95", "n_seeds", "n_pairs"}
 
@@ -23,12 +26,16 @@ def trained(conduct):
     config.n_seeds, config.layers, config.vary.share = 3, ("stem",), (0.1,)
     config.training.steps = config.training.batch_size = 4
     config.images.update({"n_train": 300, "n_scored": 60, "positions": 4})
-    return conduct(network_alignment, config)
+    with pytest.MonkeyPatch.context() as patch:  # one block is compiled faster than three
+        patch.setattr(networks, "CNN", functools.partial(networks.CNN, widths=(8,)))
+        return conduct(network_alignment, config)
 
 
 def test_every_comparison_has_a_row_over_seeds(trained):
     _, results = trained
-    assert [(row["layer"], row["comparison"]) for row in results["rows"]] == [("stem", name) for name in COMPARISONS]
+    assert [(row["layer"], row["comparison"]) for row in results["rows"]] == [
+        ("stem", name) for name in (*COMPARISONS, "pca->pca")
+    ]
     for row in results["rows"]:
         assert set(row) >= ROW
         assert (row["n_seeds"], row["n_pairs"]) == (3, 6)
@@ -52,11 +59,12 @@ def test_networks_are_kept_with_their_accuracy(trained):
 def files(tmp_path_factory):
     """Two networks of 90 images at 4 positions: units that share six sources, the second with a copy of the first's."""
     folder = tmp_path_factory.mktemp("files")
+    (folder / "b").mkdir()
     rng = np.random.default_rng(0)
     z = rng.exponential(size=(90, 4, 6)) * (rng.random((90, 4, 6)) < 0.3)
     x = z @ rng.normal(size=(6, 5)) + 0.1 * rng.normal(size=(90, 4, 5))
     y = z @ rng.normal(size=(6, 7)) + 0.1 * rng.normal(size=(90, 4, 7))
-    for name, array in {"x": x, "y": y, "more_x": x[:50] + 1, "more_y": y[:50] + 1}.items():
+    for name, array in {"x": x, "y": y, "b/x": x, "b/y": y, "more_x": x[:50] + 1, "more_y": y[:50] + 1}.items():
         np.save(folder / f"{name}.npy", array.astype(np.float32))
     return folder
 
@@ -75,7 +83,8 @@ def test_files_are_scored_as_align_scores_them(compared, files):
     # The images that trained no SAE, in folds that no image straddles.
     used = ~np.isin(np.arange(90), np.random.default_rng(0).permutation(90)[:45])
     x, y = (np.load(files / f"{name}.npy")[used].reshape(180, -1) for name in "xy")
-    expected = sp.align(x, y, "semi_match", folds=2, key=jax.random.key(0), groups=np.repeat(np.flatnonzero(used), 4))
+    folds = {"folds": 2, "key": network_alignment.keys(network_alignment.get_config()).folds}
+    expected = sp.align(x, y, "semi_match", **folds, groups=np.repeat(np.flatnonzero(used), 4))
     assert scored["mean"] == pytest.approx(float(expected["semi_match"].mean), abs=1e-5)
     assert (scored["n_seeds"], scored["n_pairs"]) == (1, 1)
     assert scored["ci95"][0] < scored["mean"] < scored["ci95"][1]
@@ -88,6 +97,17 @@ def test_what_the_saes_are_like_is_told(compared):
         assert row["sae_explained"] > row["random_sae_explained"]
         assert 1 < row["sae_active"] <= 2 >= row["random_sae_active"] > 1
         assert 1 < row["dimensions"] <= 6.1  # six sources, and noise
+
+
+def test_principal_components_are_those_of_scikit_learn(files):
+    from sklearn.decomposition import PCA
+
+    training, scored = (np.load(files / f"{name}.npy").reshape(-1, 7) for name in ("more_y", "y"))
+    found = network_alignment.principal_components(training, scored, 6)
+    assert (found >= 0).all()
+    signed = PCA(3).fit(training).transform(scored)
+    np.testing.assert_allclose(np.abs(found[:, :3] - found[:, 3:]), np.abs(signed), atol=1e-4)
+    assert ((found[:, :3] == 0) | (found[:, 3:] == 0)).all()
 
 
 def test_saes_train_on_the_first_images_in_random_order_alike_on_both_sides(files):
@@ -109,20 +129,34 @@ def test_bad_input_is_one_line_and_leaves_nothing_behind(files, tmp_path):
     cases = {
         (x,): "as many files of each kind, one a layer, got 1 of source, 0 of target",
         (x, y, "--config.layers=('a','b')"): "config.layers must name each of the 1 files",
-        (x, y, "--config.sae.share=1.5"): "config.sae.share must be above 0 and at most 1, got 1.5",
-        (x, y, "--config.sae.k=90"): "k must be a whole number between 1 and n_latents = 20, got 90",
-        (x, y, "--config.sae.architecture=vanilla"): "config.sae.architecture must be one of topk",
-        (x, y, "--config.vary.layer=z"): "config.vary.layer must be one of x.npy, got 'z'",
-        (x, y, "--config.vary.normalize=('scales',)"): "normalize of TopK takes none, scale, layer_norm, got 'scales'",
+        (
+            x,
+            f"--config.source={files}/b/x.npy",
+            y,
+            f"--config.target={files}/b/y.npy",
+        ): "config.layers must name the layers, for their files are called alike: x.npy → y.npy, x.npy → y.npy",
+        (x, y, f"--config.source_train={files}/x.npy"): "config.source_train must hold images that are not scored, got",
+        (x, y, "--config.n_folds=50"): "folds must be between 2 and the number of groups, 45, got 50",
+        (x, y, "--config.n_blocks=10"): "config.n_blocks must be at most the 9 images in a fold of x.npy, got 10",
+        (
+            x,
+            y,
+            "--config.n_blocks=9",
+            "--config.vary.expansion=(0.5,)",
+        ): "config.vary.expansion must hold whole numbers, got 0.5",
+        ("--config.training.steps=1",): "config.training.steps must be at least 2, got 1",
+        (x, y, "--config.n_blocks=9", "--config.sae.share=1.5"): "config.sae.share must be above 0 and at most 1, got 1.5",
+        (x, y, "--config.n_blocks=9", "--config.sae.k=90"): "k must be a whole number between 1 and n_latents = 20, got 90",
+        (x, y, "--config.n_blocks=9", "--config.sae.architecture=vanilla"): "config.sae.architecture must be one of topk",
+        (x, y, "--config.n_blocks=9", "--config.vary.layer=z"): "config.vary.layer must be one of x.npy, got 'z'",
+        (
+            x,
+            y,
+            "--config.n_blocks=9",
+            "--config.vary.normalize=('scales',)",
+        ): "normalize of TopK takes none, scale, layer_norm, got 'scales'",
         ("--config.network=mlp",): "config.network must be cnn or vit, got 'mlp'",
         ("--config.layers=('blok1',)",): "got 'blok1'; near it: block1",
         ("--config.n_seeds=1",): "config.n_seeds must be at least 2, got 1",
     }
-    workdir = tmp_path / "run"
-    done = run_commands("network_alignment", [[*case, f"--workdir={workdir}"] for case in cases])
-    for (status, errors), message in zip(done, cases.values(), strict=True):
-        assert status == 2, errors
-        assert errors.startswith("error: ")
-        assert errors.count("\n") == 1
-        assert message in errors
-    assert not workdir.exists()
+    assert_refused("network_alignment", cases, tmp_path / "run")

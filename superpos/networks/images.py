@@ -111,7 +111,7 @@ class ShapesAndTextures:
     def render(self, key: Key[Array, ""], factors: dict[str, Array]) -> Float[Array, "n size size 3"]:
         """The images of ground-truth factors; the key draws phases, the pattern of the ground, and noise."""
         n = len(factors["shape"])
-        phase_key, ground_key, noise_key = jax.random.split(key, 3)
+        phase_key, angle_key, ground_key, noise_key = jax.random.split(key, 4)
         axis = (2 * jnp.arange(self.size) + 1) / self.size - 1
         # Coordinates within the shape: its radius is 1.
         down, right = (
@@ -133,7 +133,7 @@ class ShapesAndTextures:
                 weights[i, :used] = (2 / used) ** 0.5
         angle = jnp.asarray(directions)[factors["texture"]] + factors["direction"][:, None]
         texture = self._waves(phase_key, angle, factors["wavelength"], jnp.asarray(weights)[factors["texture"]])
-        ground_angle = jax.random.uniform(ground_key, (n, _WAVES), maxval=2 * np.pi)
+        ground_angle = jax.random.uniform(angle_key, (n, _WAVES), maxval=2 * np.pi)
         ground = self._waves(ground_key, ground_angle, factors["wavelength"], jnp.full((n, _WAVES), (2 / _WAVES) ** 0.5))
 
         shaded = factors["color"][:, None, None] + (factors["contrast"][:, None, None] * texture)[..., None]
@@ -163,8 +163,8 @@ class LabelledImages:
         classes: their names; static.
     """
 
-    images: Array
-    labels: Array
+    images: Array | np.ndarray
+    labels: Array | np.ndarray
     classes: tuple[str, ...] = dataclasses.field(metadata=STATIC)
 
     @property

@@ -59,6 +59,11 @@ class Images:
         if not self.names:
             raise ValueError(f"images must hold at least one image ({', '.join(EXTENSIONS)}), but {self.path} has none.")
 
+    @property
+    def folders(self) -> list[str]:
+        """Where each image lies within the folder or the zip, "." at its top: its category, where there is one folder each."""
+        return [Path(name).parent.as_posix() for name in self.names]
+
     def __len__(self) -> int:
         return len(self.names)
 
@@ -132,7 +137,7 @@ def read_images(path: str | os.PathLike, size: int, crop: bool = True) -> Labell
     prepare = Preprocessing(size, crop=crop, mean=(0, 0, 0), std=(1, 1, 1))
     with ThreadPoolExecutor() as pool:
         pixels = list(pool.map(lambda i: np.round(255 * prepare(found[i])).astype(np.uint8), range(len(found))))
-    classes, labels = np.unique([Path(name).parent.as_posix() for name in found.names], return_inverse=True)
+    classes, labels = np.unique(found.folders, return_inverse=True)
     return LabelledImages(np.stack(pixels).transpose(0, 2, 3, 1), labels, tuple(map(str, classes)))
 
 
