@@ -14,6 +14,7 @@ mix known features, feature->site is what the features themselves say, and oracl
 neurons mix them.
 """
 
+import json
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,7 +26,8 @@ from ml_collections import ConfigDict
 
 import superpos as sp
 from experiments import command, network_alignment
-from experiments.network_alignment import SAES, describe, over_saes
+from experiments.align import SAES
+from experiments.network_alignment import describe, over_saes
 from superpos import data as readers
 from superpos import plotting
 from superpos.brain import Recording
@@ -67,7 +69,9 @@ def get_config() -> ConfigDict:
     config.axes = "stimuli,units"  # of array
     config.images = ""  # folder or zip of nsd, brainscore and array, whose images the figures show
     config.select = ""  # sites, by their metadata, such as region=IT
-    config.activations = ()  # files, one a layer: (images, units) or (images, positions, units), in the recording's order
+    # Files, one a layer: (images, units) or (images, positions, units), in the recording's order; those of experiments.extract
+    # are brought into it.
+    config.activations = ()
     config.layers = ()  # their names, by default those of the files
     config.train = ()  # activations to other images, to train the SAEs on, instead of those to a part of the images
     config.train_fraction = 0.5  # of the images, which train SAEs and are not scored; 0 with `train`: no SAEs of sites
@@ -179,9 +183,25 @@ def activations(field: str, path: str) -> np.ndarray:
     return array.reshape(len(array), -1, array.shape[-1])
 
 
+def line_up(array: np.ndarray, path: str, recording: Recording) -> np.ndarray:
+    """Rows in the order of the recording, by the names of the images where `experiments.extract` left them beside the file.
+
+    Raises:
+        ValueError: an image of the recording is not among those names.
+    """
+    manifest = Path(path).parent / "manifest.json"
+    names = json.loads(manifest.read_text())["images"] if manifest.is_file() else []
+    if recording.images is None or len(names) != len(array):
+        return array
+    try:
+        return array[recording.rows(names)]
+    except ValueError as error:
+        raise ValueError(f"config.activations: {manifest}: {error}") from error
+
+
 def simulate(config: ConfigDict) -> tuple[Recording, dict[str, np.ndarray], Any]:
     """A recording, layers of which each carries its features in superposition, and the truth: features and arrangements."""
-    settings, key = config.simulation, jax.random.key(config.seed)
+    settings, key = config.simulation, network_alignment.keys(config).task
     low, high = settings.reliability
     features = sp.features.SparseFeatures(settings.n_features, settings.probability)
     recording, truth = sp.brain.simulate(
@@ -226,7 +246,9 @@ def read(config: ConfigDict) -> Material:
         names = tuple(config.layers) or tuple(Path(path).name for path in files)
         if len(set(names)) != len(files):
             raise ValueError(f"config.layers must name each of the {len(files)} files, and none alike, got {names}.")
-        layers = {name: activations("activations", path) for name, path in zip(names, files, strict=True)}
+        layers = {
+            name: line_up(activations("activations", path), path, recording) for name, path in zip(names, files, strict=True)
+        }
     n = len(recording.stimuli)
     for name, array in layers.items():
         if len(array) != n:
@@ -246,7 +268,7 @@ def read(config: ConfigDict) -> Material:
     copies = None if recording.images is None else sp.brain.image_hashes(recording)
     training, scored = np.arange(0), np.arange(n)
     if config.train_fraction:
-        training, scored = recording.split(1 - config.train_fraction, jax.random.key(config.seed), copies)
+        training, scored = recording.split(1 - config.train_fraction, network_alignment.keys(config).images, copies)
     given = None
     if config.folds:
         try:
@@ -263,7 +285,7 @@ def read(config: ConfigDict) -> Material:
         len(scored),
         config.n_folds if given is None else given[scored],
         None if given is None else int(given.max()) + 1,
-        key=jax.random.key(config.seed),
+        key=network_alignment.keys(config).folds,
         groups=groups,
     )
 

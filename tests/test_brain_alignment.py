@@ -1,14 +1,14 @@
 import io
+import json
 import zipfile
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 from test_experiments import run_commands
 
 import superpos as sp
-from experiments import brain_alignment
+from experiments import brain_alignment, network_alignment
 
 DATA = Path(__file__).resolve().parents[2] / "shared/data"
 
@@ -82,7 +82,7 @@ def test_neurons_are_scored_as_align_scores_them(simulated):
     material = brain_alignment.read(tiny())
     assert len(material.scored.stimuli) == len(material.trained) == 1500
     neurons, responses = material.layers["12 units"].mean(axis=1), material.scored.responses
-    expected = sp.align(neurons, responses, "ridge", folds=2, key=jax.random.key(0))["ridge"].mean
+    expected = sp.align(neurons, responses, "ridge", folds=2, key=network_alignment.keys(tiny()).folds)["ridge"].mean
     (row,) = [row for row in results["rows"] if row["comparison"] == "neuron->site"]
     assert row["mean"] == pytest.approx(float(expected), abs=1e-5)
 
@@ -159,6 +159,20 @@ def test_saes_train_on_all_positions_of_images_that_are_not_scored(files):
     config.train = (f"{files}/others.npy",)
     (other,) = brain_alignment.read(config).training.values()
     np.testing.assert_array_equal(np.sort(other, axis=0), np.sort((layer[:50] + 1).reshape(-1, 6), axis=0))
+
+
+def test_images_are_lined_up_by_name(files, tmp_path):
+    config, order = of_files(files), np.random.default_rng(1).permutation(62)  # of two more images than were shown
+    layer = np.concatenate([np.load(files / "layer.npy"), np.zeros((2, 3, 6), np.float32)])
+    names = np.array([f"image{i:04d}.jpg" for i in range(1, 61)] + ["x.jpg", "y.jpg"])
+    np.save(tmp_path / "layer.npy", layer[order])
+    expected = brain_alignment.read(config).layers["layer.npy"]
+    config.activations = (f"{tmp_path}/layer.npy",)
+    (tmp_path / "manifest.json").write_text(json.dumps({"images": names[order].tolist()}))
+    np.testing.assert_array_equal(brain_alignment.read(config).layers["layer.npy"], expected)
+    (tmp_path / "manifest.json").write_text(json.dumps({"images": [f"other {name}" for name in names]}))
+    with pytest.raises(ValueError, match=r"manifest\.json: names must hold all images of the recording, but 60 are not there"):
+        brain_alignment.read(config)
 
 
 def test_bad_input_is_one_line_and_leaves_nothing_behind(files, tmp_path):

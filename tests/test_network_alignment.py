@@ -1,6 +1,5 @@
 import functools
 
-import jax
 import numpy as np
 import pytest
 from test_experiments import assert_refused
