@@ -31,7 +31,8 @@ from experiments import command
 from superpos import plotting, transport
 from superpos.results import Run
 
-SUITES = {"metrics": ("sklearn", "himalaya", "ot"), "training": ("torch",)}  # and the packages that they are beside
+# And the packages that they are beside.
+SUITES = {"metrics": ("sklearn", "himalaya", "ot"), "ridge": ("sklearn", "himalaya"), "training": ("torch",)}
 ALPHAS = np.logspace(-8, 8, 17)  # those of sp.metrics.Ridge
 
 
@@ -49,6 +50,7 @@ def get_config() -> ConfigDict:
     config.transport_batch = 500  # problems solved at once
     config.transport_size = 64  # units of each side in each
     config.large_transport = (1000, 2000)  # units of the sides of one large problem
+    config.large_ridge = (10_000, 4096, 1000)  # samples, source and target units of suite=ridge
     config.training = ConfigDict(
         {
             "n_hidden": (8, 16, 32),  # of the toy models; the first is the one of the figure
@@ -113,7 +115,7 @@ def compute(config: ConfigDict, run: Run) -> dict[str, Any]:
 
         return benchmark_training.compute(config, run, threads)
     started = time.perf_counter()
-    works = metrics_suite(config)
+    works = {"metrics": metrics_suite, "ridge": ridge_suite}[config.suite](config)
     made = time.perf_counter()
     run.claim()
     rows: list[dict[str, Any]] = []
@@ -202,11 +204,7 @@ def metrics_suite(config: ConfigDict) -> list[Work]:
     Raises:
         ValueError: settings that do not fit.
     """
-    if config.n_folds < 3 or not 1 <= config.outer_folds <= config.n_folds:
-        raise ValueError(
-            f"config.n_folds must be at least 3 and config.outer_folds between 1 and n_folds, "
-            f"got {config.n_folds} and {config.outer_folds}."
-        )
+    _check_folds(config)
     rng = np.random.default_rng(config.seed)
     x, y = representations(rng, config.n_samples, config.n_units, config.n_units)
     ids = rng.permutation(np.arange(config.n_samples) % config.n_folds)
@@ -220,12 +218,9 @@ def metrics_suite(config: ConfigDict) -> list[Work]:
         return np.array([match(*pair) for pair in both])
 
     def fold_by_fold(model, part=everything):
-        return np.array([_ridge_fold(model, x[part], y[part], ids[part], k) for k in range(config.outer_folds)])
+        return _ridge_folds(model, x[part], y[part], ids[part], config.outer_folds)
 
-    slow: dict[str, Any] = {
-        "times": config.n_folds / config.outer_folds,
-        "note": f"{config.outer_folds} of {config.n_folds} outer folds timed once, multiplied up",
-    }
+    slow = _slow(config)
     ways = (("np.corrcoef", _by_corrcoef, "float64 inside"), ("z-scores, matmul", _by_matmul, "float32"))
     works = [
         Work(
@@ -246,6 +241,47 @@ def metrics_suite(config: ConfigDict) -> list[Work]:
     works.append(_transport(np.stack([_costs(rng, *size) for size in sizes])))
     works.append(_transport(_costs(rng, *config.large_transport)[None]))
     return works
+
+
+def ridge_suite(config: ConfigDict) -> list[Work]:
+    """Ridge regression of a layer of a network on recorded sites: alpha by inner folds, and by one decomposition.
+
+    Raises:
+        ValueError: settings that do not fit.
+    """
+    _check_folds(config)
+    rng = np.random.default_rng(config.seed)
+    x, y = representations(rng, *config.large_ridge)
+    ids = rng.permutation(np.arange(len(x)) % config.n_folds)
+    shape = "{:,} x {:,} to {:,}".format(*config.large_ridge)
+
+    def work(selection, models):
+        metric = sp.metrics.Ridge(alphas=ALPHAS, selection=selection)
+        others = [
+            Alternative(name, partial(_ridge_folds, model, x, y, ids, config.outer_folds), 3, **_slow(config))
+            for name, model in models.items()
+        ]
+        ours = lambda: np.asarray(sp.align(x, y, metric, folds=ids)["ridge"].folds)  # noqa: E731
+        return Work(f"ridge {shape}, {selection}", ours, others)
+
+    return [
+        work("gcv", {"scikit-learn RidgeCV, leave-one-out": _sklearn_efficient}),
+        work("folds", {"scikit-learn RidgeCV, folds": _sklearn, "himalaya RidgeCV, folds": _himalaya}),
+    ]
+
+
+def _check_folds(config):
+    if config.n_folds < 3 or not 1 <= config.outer_folds <= config.n_folds:
+        raise ValueError(
+            f"config.n_folds must be at least 3 and config.outer_folds between 1 and n_folds, "
+            f"got {config.n_folds} and {config.outer_folds}."
+        )
+
+
+def _slow(config) -> dict[str, Any]:
+    """What is said of an alternative of which only some outer folds are timed."""
+    note = f"{config.outer_folds} of {config.n_folds} outer folds timed once, multiplied up"
+    return {"times": config.n_folds / config.outer_folds, "note": note}
 
 
 def representations(rng: np.random.Generator, n_samples: int, n_source: int, n_target: int) -> list[np.ndarray]:
@@ -298,6 +334,10 @@ def _soft_match(train, test):
     return -_emd(-train, -test)
 
 
+def _ridge_folds(model, x, y, ids, n):
+    return np.array([_ridge_fold(model, x, y, ids, fold) for fold in range(n)])
+
+
 def _ridge_fold(model, x, y, ids, fold):
     """The score of one outer fold; alpha by cross-validation over the other folds."""
     from sklearn.model_selection import PredefinedSplit
@@ -314,6 +354,12 @@ def _sklearn(splits):
     from sklearn.linear_model import RidgeCV
 
     return RidgeCV(ALPHAS, cv=splits)
+
+
+def _sklearn_efficient(_):
+    from sklearn.linear_model import RidgeCV
+
+    return RidgeCV(ALPHAS)
 
 
 def _himalaya(splits):

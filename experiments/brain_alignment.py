@@ -3,10 +3,11 @@
 Takes a recording and activations of a network to the same images, one file a layer; or simulates both, from known features.
 Trains SAEs on each layer and on the recording, on images that are not scored, and scores neurons, latents, and latents of
 untrained SAEs against recorded sites. Look at sae->site against neuron->site, and at random_sae->site: an untrained SAE has as
-many latents, of which as many are active, but has learned nothing. `matched` has only as many latents as there are neurons:
-those that vary most over the images that train SAEs, which cannot stand for more features than there are neurons. sae->sae has
-an SAE of the sites on the other side; its control is random_sae->random_sae. Latents of several positions are averaged over an
-image before they predict its sites.
+many latents, of which as many are active, but has learned nothing. pca->site has principal components, each split into its
+two signs, at most two a unit. `matched` has only as many latents as there are neurons: those that vary most over the images
+that train SAEs, which cannot stand for more features than there are neurons. sae->sae has an SAE of the sites on the other
+side; its control is random_sae->random_sae. Latents and components of several positions are averaged over an image before they
+predict its sites.
 
 `ci95` is over images and `ci95_sites` over sites, both for the SAEs at hand. `corrected` is the mean over sites of r divided by
 √reliability, without sites of low reliability (`n_excluded`), where the recording has repeats. Of the simulation, whose sites
@@ -42,6 +43,7 @@ KINDS = {
     "neuron->site": "few->site",
     "sae->site": "latent->site",
     "random_sae->site": "latent->site",
+    "pca->site": "pca->site",
     "oracle->site": "known->site",
     "feature->site": "known->site",
     "sae->sae": "latent->latent",
@@ -53,6 +55,7 @@ MATCHED = ("sae->site", "random_sae->site")
 DIFFERENCES = (
     ("sae->site", "neuron->site"),
     ("sae->site", "random_sae->site"),
+    ("sae->site", "pca->site"),
     ("sae->sae", "neuron->site"),
     ("sae->sae", "random_sae->random_sae"),
 )
@@ -324,40 +327,43 @@ class Study(network_alignment.Study):
         self.known, self.stimuli = material.known, material.groups
 
     def train(self, member, data, side, layer, **changed):
-        """One SAE before and after training, what each makes of the scored samples, and as many latents as there are units."""
+        """One SAE before and after training: its `latents` of the scored images, and which to keep, as many as units."""
         found = super().train(member, data, side, layer, **changed)
-        samples = data["training"][side][layer][0]
+        samples, scored = (data[part][side][layer][0] for part in ("training", "scored"))
         sae = self.sae(samples.shape[1], changed)
-        found["kept"] = {
-            kind: jnp.argsort(-jnp.var(sae.encode(params, samples[:4096]), axis=0))[: sae.n_inputs]
-            for kind, params in found["params"].items()
-        }
+        for name in ("latents", "kept"):
+            found[name] = {}
+        for kind, params in found["params"].items():
+            found["latents"][kind] = self.of_images(data, sae.encode(params, scored))
+            found["kept"][kind] = jnp.argsort(-jnp.var(sae.encode(params, samples[:4096]), axis=0))[: sae.n_inputs]
         return found
 
     def compare(self, which, data, layer, kind):
         """Scores of a layer against the sites; `which`: kind of source and of target, member, and whether it is matched."""
-        sites = data["scored"]["recording"]["sites"][0]
         source, target = kind.split("->")
         if source == "known":
             x = data["known"][layer][which[0]]
+        elif source == "pca":
+            x = data["pca"][layer]
         else:
-            units = data["scored"]["network"][layer][0]
             state = jax.tree.map(lambda leaf: leaf[which[0], which[2]], data["saes"][layer])
-            x = self.of_images(data, self.latents(state, units))
+            x = state["latents"]
             if source == "few":
-                x = jnp.where(which[3], x[:, state["kept"]], self.of_images(data, units))
-        y = sites
+                x = jnp.where(which[3], x[:, state["kept"]], data["neurons"][layer])
+        y = data["sites"]
         if target == "latent":
-            y = self.latents(jax.tree.map(lambda leaf: leaf[which[1], which[2]], data["saes"]["sites"]), sites)
+            y = data["saes"]["sites"]["latents"][which[1], which[2]]
         found = sp.stats.jackknife(
             x, y, self.metrics, self.fold_ids, self.n_folds, groups=self.stimuli, n_blocks=self.config.n_blocks
         )
         # Of latents as targets, dead ones would be NaN, and are not told apart.
         return {name: (score._replace(units=None) if target == "latent" else score)._asdict() for name, score in found.items()}
 
-    def latents(self, state, samples):
-        """Latents of samples, by one SAE."""
-        return self.sae(samples.shape[1], {}).encode(state["params"], samples)
+    def components(self, layer):
+        """The scored samples of a layer on principal components, each split into its signs."""
+        training, scored = (np.asarray(self.data[part]["network"][layer][0]) for part in ("training", "scored"))
+        n = round(self.config.sae.expansion * scored.shape[1])
+        return network_alignment.principal_components(training, scored, n)
 
     def of_images(self, data, units):
         """The mean over the positions of each image."""
@@ -407,7 +413,7 @@ def compute(config: ConfigDict, run: Run) -> dict[str, Any]:
                         tested = difference(of[a], of[b], a.endswith("site") and b.endswith("site"))
                         differences.append({**at, "difference": f"{a} - {b}{label}", **tested})
     best = max(study.layers, key=lambda layer: found[layer, study.metrics[0].name, "sae->site"]["mean"].mean())
-    latents, top = explain(study, states[best], material.scored, best)
+    latents, top = explain(config, states[best], material.scored, best)
     per_site = sites(found, study, reliability)
     seconds = {"reading": read_at - started, "saes": trained_at - read_at, "scores": time.perf_counter() - trained_at}
     saes = [
@@ -452,11 +458,14 @@ def measure(study: Study, states: dict[str, Any], run: Run) -> dict[tuple[str, s
     saes = {  # leaves (kinds of SAE, seeds, ...)
         layer: {
             name: jax.tree.map(lambda *leaves: np.stack(leaves), *(state[name][kind] for kind in SAES))
-            for name in ("params", "kept")
+            for name in ("latents", "kept")
         }
         for layer, state in states.items()
     }
-    data = {"scored": study.data["scored"], "known": study.known, "saes": saes}
+    scored = study.data["scored"]
+    neurons = {layer: study.of_images(study.data, units[0]) for layer, units in scored["network"].items()}
+    data = {"neurons": neurons, "sites": scored["recording"]["sites"][0], "known": study.known, "saes": saes}
+    data["pca"] = {layer: study.of_images(study.data, study.components(layer)) for layer in neurons}
     wanted = {f"matched {comparison}": "few->site" for comparison in MATCHED} | KINDS
     without = [kind for kind, there in (("known->site", study.known), ("latent->latent", "sites" in states)) if not there]
     found = {}
@@ -530,19 +539,19 @@ def sites(found: dict[tuple[str, str, str], Any], study: Study, reliability: np.
     return {"metric": metrics[0], "scores": scores, "reliability": None if reliability is None else reliability.tolist()}
 
 
-def explain(study: Study, state: Any, recording: Recording, layer: str) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:
+def explain(
+    config: ConfigDict, state: Any, recording: Recording, layer: str
+) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:
     """The latents of a layer's first SAE that explain the sites, by ridge regression on all scored images: a row each.
 
     `share`: of the sum over latents and sites of squared weights, all with standard deviation 1; `active`: share of the images;
     `sites`: those with the largest weights. And the names of the images that activate each most, where the recording has any.
     """
-    params = jax.tree.map(lambda leaf: jnp.asarray(leaf[0]), state["params"]["sae"])
-    encode = jax.jit(lambda samples: study.of_images(study.data, study.latents({"params": params}, samples)))
-    latents = encode(study.data["scored"]["network"][layer][0])
+    latents = jnp.asarray(state["latents"]["sae"][0])
     score = sp.align(latents, recording.responses, sp.metrics.Ridge(weights=True), folds=None)["ridge"]
     weights = np.asarray(score.details["weights"][0] * jnp.std(latents, axis=0)[:, None]) / recording.responses.std(axis=0)
     share = (weights**2).sum(axis=1) / (weights**2).sum()
-    chosen = np.argsort(-share)[: study.config.n_top]
+    chosen = np.argsort(-share)[: config.n_top]
     rows = []
     for latent in chosen:
         driven = np.argsort(-np.abs(weights[latent]))[:4]
@@ -555,7 +564,7 @@ def explain(study: Study, state: Any, recording: Recording, layer: str) -> tuple
         rows.append({**row, "sites": ", ".join(f"{site} ({weights[latent, site]:+.2f})" for site in driven)})
     if recording.images is None:
         return rows, None
-    top = np.asarray(sp.selectivity.top(latents[:, chosen], min(study.config.n_top, len(latents))))
+    top = np.asarray(sp.selectivity.top(latents[:, chosen], min(config.n_top, len(latents))))
     return rows, {"source": str(recording.image_source), "images": recording.images[top].tolist()}
 
 

@@ -21,6 +21,7 @@ COLOURS = {
     "neuron->site": "#000000",
     "sae->site": "#56B4E9",
     "random_sae->site": "#F0C75E",
+    "pca->site": "#999999",
     "oracle->site": "#009E73",
     "feature->site": "#CC79A7",
     "neuron": "#000000",
@@ -177,6 +178,8 @@ def grouped_bars(axis: Any, rows: Sequence[dict[str, Any]], by: str) -> None:
     axis.set_xticks(range(len(groups)), groups, rotation=20 if max(map(len, map(str, groups))) > 8 else 0)
     axis.set_xlabel(by)
     axis.axhline(0, color="black", linewidth=0.8)
+    if len(groups) == 1:
+        axis.set_xlim(-1, 1)
 
 
 def metric_title(metric: str) -> str:

@@ -33,6 +33,15 @@ def test_both_sides_do_the_same_work(tmp_path):
     assert run.figure.stat().st_size > 10_000
 
 
+def test_both_sides_regress_alike(tmp_path):
+    config = small()
+    config.update({"suite": "ridge", "large_ridge": (600, 9, 4)})
+    rows = benchmark.compute(config, Run(tmp_path / "run", "benchmark", config.to_dict()))["rows"]
+    assert [row["against"].split(",")[0] for row in rows] == ["scikit-learn RidgeCV"] * 2 + ["himalaya RidgeCV"]
+    assert all(row["difference"] < 1e-3 for row in rows)
+    assert {row["work"] for row in rows} == {"ridge 600 x 9 to 4, gcv", "ridge 600 x 9 to 4, folds"}
+
+
 def test_models_are_trained_alike_by_all_sides(tmp_path, monkeypatch):
     pytest.importorskip("torch", reason="pip install -e '.[benchmark]'")
     config = small()
@@ -62,7 +71,7 @@ def test_models_are_trained_alike_by_all_sides(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ({"suite": "all"}, "out of metrics, training"),
+        ({"suite": "all"}, "out of metrics, ridge, training"),
         ({"repeats": 0}, "repeats"),
         ({"outer_folds": 4}, "outer_folds"),
     ],

@@ -17,7 +17,7 @@ def tiny():
     config = brain_alignment.get_config()
     config.n_seeds = config.n_folds = config.n_blocks = config.n_top = 2
     config.metrics = ("ridge",)
-    config.simulation.update({"n_stimuli": 3000, "n_units": (12,), "n_sites": 12, "n_features": 32, "n_repeats": 3})
+    config.simulation.update({"n_stimuli": 2400, "n_units": (12,), "n_sites": 12, "n_features": 32, "n_repeats": 3})
     config.sae.update({"steps": 400, "batch_size": 256, "k": 4})
     return config
 
@@ -67,7 +67,7 @@ def test_differences_are_those_of_the_rows(simulated):
     matched = {row["comparison"]: row["mean"] for row in results["matched"]}
     assert set(matched) == {"sae->site", "random_sae->site"}
     found = {row["difference"]: row for row in results["differences"]}
-    assert len(found) == 6
+    assert len(found) == 8
     for name, row in found.items():
         a, b = name.removesuffix(" (matched)").split(" - ")
         few = {**rows, **matched} if name.endswith("(matched)") else rows
@@ -80,7 +80,7 @@ def test_differences_are_those_of_the_rows(simulated):
 def test_neurons_are_scored_as_align_scores_them(simulated):
     _, results = simulated
     material = brain_alignment.read(tiny())
-    assert len(material.scored.stimuli) == len(material.trained) == 1500
+    assert len(material.scored.stimuli) == len(material.trained) == 1200
     neurons, responses = material.layers["12 units"].mean(axis=1), material.scored.responses
     expected = sp.align(neurons, responses, "ridge", folds=2, key=network_alignment.keys(tiny()).folds)["ridge"].mean
     (row,) = [row for row in results["rows"] if row["comparison"] == "neuron->site"]
@@ -133,7 +133,12 @@ def test_a_recording_and_files(files, conduct):
     config.update({"n_seeds": 1, "metrics": ("semi_match",), "layers": ("conv",)})
     run, results = conduct(brain_alignment, config)
     rows = {row["comparison"]: row for row in results["rows"]}
-    assert set(rows) == {"neuron->site", "sae->site", "random_sae->site"}  # no responses to train SAEs of the sites on
+    assert set(rows) == {
+        "neuron->site",
+        "sae->site",
+        "random_sae->site",
+        "pca->site",
+    }  # no responses to train SAEs of the sites on
     assert results["n_scored"] == 40
     layer, responses = np.load(files / "layer.npy"), np.load(files / "responses_raw_123.npy").mean(axis=2).T
     expected = sp.align(layer.mean(axis=1), responses, "semi_match", folds=np.arange(60) % 3 - 1)["semi_match"].mean
