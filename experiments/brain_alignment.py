@@ -583,19 +583,18 @@ def draw(results: dict[str, Any], run: Run) -> None:
     groups = [(f"{title},\ncorrected for noise, over sites", corrected)] if corrected else []
     groups += [(plotting.metric_title(metric), [row for row in rows if row["metric"] == metric]) for metric in metrics]
     groups.append((f"{title},\nas many latents as neurons", [row for row in few if row["metric"] == metrics[0]]))
-    columns = max(len(groups), len(layers) if sites else 0)
-    figure, axes = plotting.panels(1 + bool(sites), columns, (3.3 * columns, 3.4 + 3 * bool(sites)))
-    for axis in axes.ravel():
+    n_panels = len(groups) + (len(layers) if sites else 0)
+    lines = -(-n_panels // 4)
+    figure, axes = plotting.panels(lines, min(4, n_panels), (3.3 * min(4, n_panels), 3.3 * lines))
+    for axis in axes.ravel()[n_panels:]:
         axis.set_visible(False)
-    for axis, (name, chosen) in zip(axes[0], groups, strict=False):
-        axis.set_visible(True)
+    for axis, (name, chosen) in zip(axes.ravel(), groups, strict=False):
         plotting.grouped_bars(axis, chosen, "layer")
         axis.set_title(name)
-    axes[0, 0].set_ylabel("held-out score")
-    for axis, layer in zip(axes[-1], layers if sites else (), strict=False):
-        axis.set_visible(True)
+        axis.set_ylabel("held-out score")
+    for axis, layer in zip(axes.ravel()[len(groups) :], layers if sites else (), strict=False):
         _scatter(axis, layer, sites)
-    handles, labels = axes[0, int(bool(corrected))].get_legend_handles_labels()
+    handles, labels = axes.ravel()[int(bool(corrected))].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize=8, frameon=False)
     over = f"{results['n_scored']} images (corrected for noise: over sites)" if corrected else f"{results['n_scored']} images"
     figure.suptitle(f"Bars: 95 % confidence interval over {over}, for the SAEs at hand", fontsize=9, color="#444444")

@@ -175,11 +175,12 @@ def grouped_bars(axis: Any, rows: Sequence[dict[str, Any]], by: str) -> None:
             label=comparison,
             error_kw={"capsize": 1.5, "ecolor": "#777777", "linewidth": 0.8},
         )
-    axis.set_xticks(range(len(groups)), groups, rotation=20 if max(map(len, map(str, groups))) > 8 else 0)
+    crowded = len(groups) > 1 and max(map(len, map(str, groups))) > 8
+    axis.set_xticks(range(len(groups)), groups, rotation=20 if crowded else 0)
     axis.set_xlabel(by)
     axis.axhline(0, color="black", linewidth=0.8)
     if len(groups) == 1:
-        axis.set_xlim(-1, 1)
+        axis.set_xlim(-0.75, 0.75)
 
 
 def metric_title(metric: str) -> str:

@@ -1,6 +1,6 @@
 import os
 
-# Compiling takes most of the time of the tests, and half of that is optimising. `test_agreement` runs optimised programs.
+# Compiling takes most of the time of the tests, and half of that is optimising. `test_agreement` runs optimised programs of every metric.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 import jax

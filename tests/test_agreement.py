@@ -18,14 +18,6 @@ CONFIGURED = {
 }
 
 
-@pytest.fixture(scope="module", autouse=True)
-def optimised():
-    """Programs as users run them: see conftest.py."""
-    jax.config.update("jax_disable_most_optimizations", False)
-    yield
-    jax.config.update("jax_disable_most_optimizations", True)
-
-
 @dataclasses.dataclass
 class Fold:
     """One fold's training and test part, live units only, and the training part's own folds."""
@@ -97,8 +89,12 @@ def folds(case):
 def scores(case, x64):
     x, y, ids = problem(case)
     metrics = [CONFIGURED.get(name, name) for other, precision, name in TABLE if (other, precision) == (case, x64)]
-    with jax.enable_x64(x64):
-        return jax.tree.map(np.asarray, sp.align(x, y, metrics=metrics, folds=ids))
+    jax.config.update("jax_disable_most_optimizations", case != "awkward")  # once as users run them: see conftest.py
+    try:
+        with jax.enable_x64(x64):
+            return jax.tree.map(np.asarray, sp.align(x, y, metrics=metrics, folds=ids))
+    finally:
+        jax.config.update("jax_disable_most_optimizations", True)
 
 
 @functools.cache
