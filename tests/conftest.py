@@ -1,6 +1,6 @@
 import os
 
-# Compiling takes most of the time of the tests, and half of that is optimising. `test_agreement` runs optimised programs of every metric.
+# Compiling takes most of the time of the tests, and half of that is optimising. `test_agreement` optimises every metric once.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 import jax
