@@ -139,8 +139,8 @@ def sweep(
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
             most = sizes.rows if score is None else max(sizes.rows, math.prod(sizes.pairs))
-            advice = f"take a smaller chunk, such as {most // 2}" if most > len(devices) else "let train and score hold less"
-            raise MemoryError(f"Out of memory with {most} models or pairs of models in flight: {advice}.") from error
+            advice = f"take a smaller one, such as {most // 2}" if most > len(devices) else "let train and score hold less"
+            raise MemoryError(f"Out of memory with chunk={most}: {advice}.") from error
         finally:
             bar.close()
     elif first:
