@@ -75,6 +75,13 @@ def main(
             except (ValueError, RuntimeError) as error:
                 _fail(f"--distributed found no cluster (Slurm, MPI, a TPU pod): {error}")
         try:
+            jax.devices()
+        except (RuntimeError, AssertionError):  # the latter where JAX is installed without support for it
+            _fail(
+                f"JAX finds no device for JAX_PLATFORMS={jax.config.jax_platforms}: unset it to compute on what there is; "
+                "JAX for NVIDIA GPUs is installed by pip install 'jax[cuda12]'."
+            )
+        try:
             config = flags.FLAGS.config
             if not 0 <= config.seed < 2**32:
                 _fail(f"config.seed must be between 0 and {2**32 - 1}, got {config.seed}.")
@@ -92,8 +99,13 @@ def main(
             if not keeps:
                 return
             draw(results, run)
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, MemoryError) as error:
             _fail(error)
+        except RuntimeError as error:  # JAX's and PyTorch's
+            if "out of memory" not in str(error).lower():
+                raise
+            sizes = [f"config.{field}" for field, _ in _fields(config) if field.split(".")[-1] in ("chunk", "batch_size")]
+            _fail(f"out of memory: lower {' or '.join(sizes) or 'the sizes in config'} ({str(error).splitlines()[0]})")
         for table, rows in results.items():
             if isinstance(rows, list):
                 print("" if table == "rows" else f"\n{table.replace('_', ' ')}")

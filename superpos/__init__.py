@@ -1,6 +1,38 @@
 """Superposition and representational alignment, as pure JAX functions.
 
-See `align` to compare two representations, `fit` to train a toy model or a sparse autoencoder, `sweep` to do both many times.
+Representations are arrays `(n_samples, n_units)`, NumPy's or JAX's, with the same samples in the same order on both sides.
+Compare two of them, disentangle one with a sparse autoencoder, and compare what comes out:
+
+>>> import jax, superpos as sp
+>>> x, y = (jax.random.normal(jax.random.key(seed), (200, 8)) for seed in (0, 1))  # your activations
+>>> scores = sp.align(x, y, metrics=("soft_match", "ridge"))  # scores["ridge"].mean, .folds, .units
+>>> sae = sp.sae.TopK(n_inputs=8, n_latents=16, k=4)
+>>> params, history = sp.fit(sae, jax.random.key(2), lambda key, n: jax.random.choice(key, x, (n,)), steps=10, batch_size=32)
+>>> sae.encode(params, x).shape  # latents, to be aligned in place of the neurons
+(200, 16)
+
+`align`, `align_stream`, `score`: alignment of arrays, of files of any size, of moments; `assign_folds`, `reads` serve them.
+`fit`, `fit_stream`: train one model on samples drawn in the program, or on batches from the host.
+`sweep`: train and compare a grid of settings x seeds, as one compiled program.
+
+What there is to compare:
+
+- `features`, `arrangements`, `toy`: sparse features, how units mix them, and models that learn to.
+- `sae`, `evaluation`: sparse autoencoders, and how good they are.
+- `brain`: recordings, read from files or simulated.
+- `networks`: vision networks, and activations of PyTorch models; `from superpos import networks`, as Flax is slow to load.
+- `data`: readers of activations, such as `data.Batches` for `fit_stream`.
+
+What is measured:
+
+- `metrics`: all that `align` takes, `sp.metrics.names()`; `moments`, the sums over samples that most of them read.
+- `stats`, `reliability`: intervals, chance levels and comparisons; noise ceilings.
+- `theory`: alignment predicted from arrangements alone.
+- `sparse_coding`, `probe`: controls that know the truth, an oracle and a supervised read-out.
+- `selectivity`: what single units stand for.
+
+What it is made of: `alignment`, `training` and `sweeps` (where the functions above live), `transport` (exact matching),
+`linalg`, and for programs `results` (a run's folder) and `plotting`.
 """
 
 from superpos import (

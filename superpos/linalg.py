@@ -30,15 +30,17 @@ def _one_by_one(decompose: Callable[[Array], Any], n_outputs: int) -> Callable[[
 
 
 def _eigh(matrix):
+    """Eigenvalues in ascending order `(n,)`, and eigenvectors in columns, of a symmetric matrix `(n, n)`; no gradient."""
     return tuple(jnp.linalg.eigh(matrix))
 
 
 def _svd(matrix):
+    """The thin u, s, vᵀ of a matrix `(n, m)`, `(n, k)`, `(k,)` and `(k, m)` with k = min(n, m); no gradient."""
     return tuple(jnp.linalg.svd(matrix, full_matrices=False))
 
 
-eigh = _one_by_one(_eigh, 2)  # eigenvalues in ascending order, eigenvectors in columns; no gradient
-svd = _one_by_one(_svd, 3)  # u, s, vᵀ, thin; no gradient
+eigh = _one_by_one(_eigh, 2)
+svd = _one_by_one(_svd, 3)
 
 
 def matmul(*factors: Array) -> Array:

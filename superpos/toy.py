@@ -45,11 +45,21 @@ class ToyModel:
         return {"W": weights, "b": jnp.zeros(self.n_features)}
 
     def encode(self, params: Params, z: Float[Array, "*n features"]) -> Float[Array, "*n hidden"]:
-        """Features to hidden units."""
+        """Features to hidden units.
+
+        Raises:
+            ValueError: features of another shape.
+        """
+        _check("features", z, self.n_features)
         return jax.nn.relu(z @ params["W"])
 
     def decode(self, params: Params, h: Float[Array, "*n hidden"]) -> Float[Array, "*n features"]:
-        """Hidden units to reconstructed features."""
+        """Hidden units to reconstructed features.
+
+        Raises:
+            ValueError: hidden units of another shape.
+        """
+        _check("hidden units", h, self.n_hidden)
         return jax.nn.relu(h @ params["W"].T + params["b"])
 
     def loss(
@@ -58,13 +68,22 @@ class ToyModel:
         """Importance-weighted mean squared error: mean(importance * (z - ẑ)²).
 
         Fastest on batches whose features are rows in memory, as `SparseFeatures` draws them. Derivatives in reverse mode only.
+
+        Raises:
+            ValueError: features of another shape.
         """
         del key, step
+        _check("features", z, self.n_features)
         # Samples run along the last axis: on CPU all five matmuls of a step are then fast, also those of few hidden units,
         # and reducing one axis at a time vectorises.
         z, w = z.T, params["W"]
         error = jax.nn.relu(_matmul(w, jax.nn.relu(w.T @ z)) + params["b"][:, None]) - z
         return jnp.mean(self.importance * jnp.mean(error**2, axis=1)), {}
+
+
+def _check(name, array, size):
+    if jnp.shape(array)[-1:] != (size,):
+        raise ValueError(f"{name} must be (n, {size}), got {jnp.shape(array)}.")
 
 
 @jax.custom_vjp

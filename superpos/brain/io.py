@@ -14,7 +14,6 @@ import numpy as np
 
 from superpos import data
 from superpos.brain.recording import Recording
-from superpos.networks.io import Images
 
 # The labels in the Algonauts' roi_masks, as their mapping_<class>.npy give them; those are pickles, which could run any code.
 REGIONS = {
@@ -272,7 +271,7 @@ def load_array(
     values = _ordered(_matlab(path) if re.search(r"\.mat(:|$)", str(path)) else data.load(str(path)), names, path)
     found = None
     if images is not None:
-        found = Images(images).names if stimuli is None else _find(images, stimuli)
+        found = _names(images) if stimuli is None else _find(images, stimuli)
         stimuli = found if stimuli is None else stimuli
     if stimuli is not None and len(stimuli) != len(values):
         hint = _swapped(len(stimuli), values.shape)
@@ -325,9 +324,16 @@ def _swapped(n, shape):
     return ": its axes seem to be in another order" if n in shape[1:] else ""
 
 
+def _names(source):
+    """The names of the images in a folder or zip."""
+    from superpos.networks.io import Images  # its package loads Flax, which takes seconds
+
+    return Images(source).names
+
+
 def _numbered(source, pattern, example, n, n_units):
     """Names of the images in the order of their numbers, from 1 to n."""
-    names = {int(found[1]): name for name in Images(source).names if (found := re.search(pattern, name))}
+    names = {int(found[1]): name for name in _names(source) if (found := re.search(pattern, name))}
     if sorted(names) != list(range(1, n + 1)):
         missing = [number for number in range(1, n + 1) if number not in names]
         problem = f"{example.format(missing[0])} is missing" if missing else f"it has {len(names)}"
@@ -339,7 +345,7 @@ def _numbered(source, pattern, example, n, n_units):
 def _find(source, identifiers):
     """The name of the image of each identifier: its name in full, or without folder and ending."""
     known: dict[str, list[str]] = {}
-    names = Images(source).names
+    names = _names(source)
     for name in names:
         known.setdefault(_plain(Path(name).stem), []).append(name)
     exact, found = set(names), []

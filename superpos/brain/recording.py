@@ -217,6 +217,9 @@ class Recording:
 
         Returns:
             `(n_stimuli,)`, numbered from 0: the `groups` of `sp.align` and `sp.assign_folds`.
+
+        Raises:
+            ValueError: labels of another shape.
         """
         from scipy.sparse import coo_array
         from scipy.sparse.csgraph import connected_components

@@ -455,9 +455,13 @@ def _needed(module):
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        missing = (error.name or module).partition(".")[0]
-        extra = "'superpos[torch]'" if missing in ("torch", "torchvision", "PIL") else missing
-        raise ImportError(f"There is no module {missing!r} to import; if it is a package: pip install {extra}.") from error
+        missing = error.name or module
+        package = missing.partition(".")[0]
+        if package in ("torch", "torchvision", "PIL"):
+            raise ImportError(f"{package} is not installed: pip install 'superpos[torch]'.") from error
+        if package == "timm":
+            raise ImportError("timm is not installed: pip install timm.") from error
+        raise ImportError(f"There is no module {missing!r} to import; if it is a package: pip install {package}.") from error
 
 
 def _near(name, names):

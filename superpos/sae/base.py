@@ -153,7 +153,7 @@ class SparseAutoencoder:
         """Inputs to latents.
 
         Raises:
-            ValueError: inputs of another shape.
+            ValueError: inputs of another shape, or the params of another model, or of several.
         """
         return self._infer(params, self._columns(params, x)[0]).T
 
@@ -302,7 +302,11 @@ class SparseAutoencoder:
 
     def _columns(self, params, x):
         """Normalised inputs with a column a sample, in the dtype of the parameters, and the mean and deviation that undo it."""
-        return self._normalized(params, jnp.asarray(self._checked(x), params["b_dec"].dtype).T)
+        x = self._checked(x)
+        shape = jnp.shape(params["b_dec"]) if "b_dec" in params else None
+        if shape != (self.n_inputs,):
+            raise ValueError(f"params must have b_dec ({self.n_inputs},), got {shape}: give this model's, vmap over several.")
+        return self._normalized(params, jnp.asarray(x, params["b_dec"].dtype).T)
 
     def _normalized(self, params, x):
         if self.normalize == "scale":

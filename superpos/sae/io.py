@@ -15,29 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from superpos.sae.archetypal import Archetypal
+from superpos import sae as kinds  # for its ARCHITECTURES: the package is not complete before this module is
 from superpos.sae.base import Params, SparseAutoencoder
-from superpos.sae.batch_topk import BatchTopK
-from superpos.sae.gated import Gated
-from superpos.sae.jumprelu import JumpReLU
-from superpos.sae.matching_pursuit import MatchingPursuit
-from superpos.sae.matryoshka import Matryoshka
-from superpos.sae.nonnegative import NonNegative
-from superpos.sae.topk import TopK
-from superpos.sae.vanilla import Vanilla
-
-# By the names that folders and experiments know them by.
-ARCHITECTURES: dict[str, type[SparseAutoencoder]] = {
-    "vanilla": Vanilla,
-    "topk": TopK,
-    "batch_topk": BatchTopK,
-    "jumprelu": JumpReLU,
-    "gated": Gated,
-    "matryoshka": Matryoshka,
-    "matching_pursuit": MatchingPursuit,
-    "archetypal": Archetypal,
-    "nonnegative": NonNegative,
-}
 
 _CONFIG, _WEIGHTS = "cfg.json", "sae_weights.safetensors"
 
@@ -94,9 +73,11 @@ def save(
         raise ValueError(f"format takes superpos, saelens, got {format!r}.")
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((sae, params))):
         raise ValueError("sae and params must be concrete, got traced ones: call save outside of jit and vmap.")
-    name = {kind: name for name, kind in ARCHITECTURES.items()}.get(type(sae))
+    name = {kind: name for name, kind in kinds.ARCHITECTURES.items()}.get(type(sae))
     if name is None:
-        raise ValueError(f"sae must be one of sp.sae.ARCHITECTURES ({', '.join(ARCHITECTURES)}), got a {type(sae).__name__}.")
+        raise ValueError(
+            f"sae must be one of sp.sae.ARCHITECTURES ({', '.join(kinds.ARCHITECTURES)}), got a {type(sae).__name__}."
+        )
     if format == "saelens" and name not in _COUNTERPARTS:
         raise ValueError(f"format 'saelens' takes {', '.join(_COUNTERPARTS)}, got {name}, which SAELens cannot compute.")
     if format == "saelens" and sae.rectified:
@@ -256,16 +237,20 @@ def _from_saelens(path, config, tensors, factor):
         exact["log_threshold"] = np.log(np.maximum(exact.pop("threshold"), np.finfo(np.float32).tiny))
     normalize = "layer_norm" if config["normalize_activations"] == "layer_norm" else "none"
     centered = bool(config["apply_b_dec_to_input"])
-    sae = ARCHITECTURES[name](d_in, d_sae, **fields, centered=centered, normalize=normalize, decoder_norm="free", bias="zero")
+    sae = kinds.ARCHITECTURES[name](
+        d_in, d_sae, **fields, centered=centered, normalize=normalize, decoder_norm="free", bias="zero"
+    )
     dtype = jnp.promote_types(tensors["b_dec"].dtype, jnp.float32)
     return sae, {**sae._buffers(), **{key: jnp.asarray(value, dtype) for key, value in exact.items()}}
 
 
 def _own(path, config, tensors):
     own = config["superpos"]
-    kind = ARCHITECTURES.get(own["architecture"])
+    kind = kinds.ARCHITECTURES.get(own["architecture"])
     if kind is None:  # of a later version
-        raise ValueError(f"architecture of {path} must be one of {', '.join(ARCHITECTURES)}, got {own['architecture']!r}.")
+        raise ValueError(
+            f"architecture of {path} must be one of {', '.join(kinds.ARCHITECTURES)}, got {own['architecture']!r}."
+        )
     static = {field.name for field in dataclasses.fields(kind) if field.metadata.get("static")}
     fields = {
         key: value if not isinstance(value, list) else tuple(value) if key in static else jnp.asarray(value)

@@ -78,6 +78,7 @@ def sweep(
     Raises:
         ValueError: an argument that does not fit; a workdir of another sweep, or with a damaged checkpoint.
         OSError: a chunk could not be saved.
+        MemoryError: what is in flight, or what is returned, does not fit into memory.
 
     >>> def train(key, data_key, scale, width):
     ...     return {"norm": jnp.linalg.norm(scale * jax.random.normal(key, (width,)))}
@@ -121,10 +122,11 @@ def sweep(
         if workdir is not None:
             together(lambda: run.claim())
         budget = agree(memory or (free_memory(devices) if chunk is None else math.inf))
-        program, sizes, n_programs = _compile(study, limits, devices, bar, budget)
-        n_bytes, compiled = program.memory, time.perf_counter()
-        bar.open([branch.runs for branch in program.branches])
+        sizes = study.sizes(*limits, len(devices))
         try:
+            program, sizes, n_programs = _compile(study, limits, devices, bar, budget)
+            n_bytes, compiled = program.memory, time.perf_counter()
+            bar.open([branch.runs for branch in program.branches])
             for stage in study.stages:
                 for piece in study.pieces(sizes, [stage]):
                     found = study.do(piece, program, sizes)
@@ -133,6 +135,12 @@ def sweep(
                     study.fill(piece, found)
                 if stage == "train" and first:
                     _warn(layout.failures(study.stages["train"].trees))
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            most = sizes.rows if score is None else max(sizes.rows, math.prod(sizes.pairs))
+            advice = f"take a smaller one, such as {most // 2}" if most > len(devices) else "let train and score hold less"
+            raise MemoryError(f"Out of memory with chunk={most}: {advice}.") from error
         finally:
             bar.close()
     elif first:

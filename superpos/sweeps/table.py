@@ -195,14 +195,22 @@ class Results:
 
     @functools.cached_property
     def scores(self) -> Any:
-        """The same of `score`: dimensions the settings, `source` and `target` (or `pair`), and the leaf's own."""
+        """The same of `score`: dimensions the settings, `source` and `target` (or `pair`), and the leaf's own.
+
+        Raises:
+            ValueError: a sweep without `score`.
+        """
         if "score" not in self.rows:
             raise ValueError("This sweep has no scores: pass sp.sweep(..., score=...).")
         return self._dataset("score", ("source", "target") if self.layout.pairs is None else ("pair",))
 
     @property
     def table(self) -> Any:
-        """All scalars as a `pandas.DataFrame`: a row a point and pair where pairs were scored, else a row a point and seed."""
+        """All scalars as a `pandas.DataFrame`: a row a point and pair where pairs were scored, else a row a point and seed.
+
+        Raises:
+            ValueError: no leaf is a scalar.
+        """
         dataset = self.scores if "score" in self.rows else self.states
         n_dims = len(self.layout.axes) + (2 if "source" in dataset.dims else 1)
         scalars = dataset[[name for name, leaf in dataset.items() if leaf.ndim == n_dims]]
