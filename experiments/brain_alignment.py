@@ -76,7 +76,7 @@ def get_config() -> ConfigDict:
     # are brought into it.
     config.activations = ()
     config.layers = ()  # their names, by default those of the files
-    config.train = ()  # activations to other images, to train the SAEs on, instead of those to a part of the images
+    config.train = ()  # of other images, to train the SAEs on instead of a part of the images; one file a layer, or more
     config.train_fraction = 0.5  # of the images, which train SAEs and are not scored; 0 with `train`: no SAEs of sites
     config.folds = ""  # file of the fold of each image, -1 for one that is left out
     config.n_folds = 5  # where no file gives them
@@ -260,8 +260,11 @@ def read(config: ConfigDict) -> Material:
                 f"config.activations must have a row for each of the recording's {n} stimuli, in its order, "
                 f"but {name} has {len(array)}.{hint}"
             )
-    if others and len(others) != len(files):
-        raise ValueError(f"config.train must name as many files as config.activations, {len(files)}, got {len(others)}.")
+    if len(others) % max(len(files), 1):
+        raise ValueError(
+            f"config.train must name as many files as config.activations, {len(files)}, or twice, three times as many, "
+            f"those of the first layer first, got {len(others)}."
+        )
     try:
         recording = recording.zscored()
     except ValueError as error:
@@ -294,11 +297,17 @@ def read(config: ConfigDict) -> Material:
 
     training = np.asarray(np.random.default_rng(config.seed).permutation(training))
     samples = {name: array[training].reshape(-1, array.shape[-1]) for name, array in layers.items()}
-    for (name, array), path in zip(layers.items(), others, strict=False):
-        other = activations("train", path)
-        if other.shape[-1] != array.shape[-1]:
-            raise ValueError(f"config.train must have {array.shape[-1]} units for {name}, but {path} has {other.shape[-1]}.")
-        samples[name] = np.random.default_rng(config.seed).permutation(other).reshape(-1, other.shape[-1])
+    n_others = len(others) // max(len(layers), 1)
+    for i, (name, array) in enumerate(layers.items() if others else ()):
+        paths = others[i * n_others : (i + 1) * n_others]
+        parts = [activations("train", path) for path in paths]
+        for path, part in zip(paths, parts, strict=True):
+            if part.shape[-1] != array.shape[-1]:
+                raise ValueError(f"config.train must have {array.shape[-1]} units for {name}, but {path} has {part.shape[-1]}.")
+            if part.shape[1] != (n_positions := parts[0].shape[1]):
+                raise ValueError(f"config.train must have {n_positions} positions for {name}, but {path} has {part.shape[1]}.")
+        other = np.random.default_rng(config.seed).permutation(np.concatenate(parts))
+        samples[name] = other.reshape(-1, array.shape[-1])
     layers = {name: array[scored] for name, array in layers.items()}
     known = {}
     if truth is not None:

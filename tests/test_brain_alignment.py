@@ -164,6 +164,9 @@ def test_saes_train_on_all_positions_of_images_that_are_not_scored(files):
     config.train = (f"{files}/others.npy",)
     (other,) = brain_alignment.read(config).training.values()
     np.testing.assert_array_equal(np.sort(other, axis=0), np.sort((layer[:50] + 1).reshape(-1, 6), axis=0))
+    config.train *= 2
+    (both,) = brain_alignment.read(config).training.values()
+    np.testing.assert_array_equal(np.sort(both, axis=0), np.sort(np.tile(other, (2, 1)), axis=0))
 
 
 def test_images_are_lined_up_by_name(files, tmp_path):
