@@ -42,15 +42,6 @@ def plain(pair):
     return scored(*pair)
 
 
-def test_masked_units_have_no_score(sides, fold_ids):
-    """What they do to the other units' scores, nothing, test_agreement.py shows: its references leave them out."""
-    live = np.all([np.ptp(sides[1][fold_ids == fold], axis=0) > 0 for fold in range(5)], axis=0)
-    for name, score in sp.align(*sides, metrics=METRICS, folds=fold_ids).items():
-        if score.units is not None:
-            assert np.isnan(np.asarray(score.units)[:, ~live]).all(), name
-            assert name in ("permutation_match", "partial_soft_match", "mcc") or np.isfinite(score.units[:, live]).all(), name
-
-
 @settings(max_examples=8, deadline=None)
 @given(st.integers(0, 10**6))
 def test_invariances_are_as_claimed(pair, plain, seed):
