@@ -8,7 +8,7 @@ import pytest
 
 NOTEBOOKS = sorted((Path(__file__).parent.parent / "colab").glob("*.ipynb"))
 SMALL = {
-    "quickstart": {"N_FEATURES": 12, "WIDTHS": [4], "N_SEEDS": 3, "STEPS": 20, "N_SAMPLES": 200},
+    "quickstart": {"N_FEATURES": 12, "WIDTHS": [4], "N_SEEDS": 3, "STEPS": 20, "N_SAMPLES": 200, "METRICS": ["semi_match"]},
     "seed_sweep": {"N_SEEDS": 6, "N_FEATURES": 12, "WIDTHS": [4], "STEPS": 20, "BATCH_SIZE": 32, "N_SAMPLES": 200},
     "your_activations": {
         "N_SAMPLES": 400,
@@ -18,6 +18,7 @@ SMALL = {
         "N_SEEDS": 2,
         "STEPS": 20,
         "N_PERMUTATIONS": 2,
+        "METRICS": ["semi_match"],
         "EXTRACT": False,
     },
     "brain": {"N_STIMULI": 200, "N_SITES": 8, "N_REPEATS": 3, "N_FEATURES": 12, "N_UNITS": 4, "N_SEEDS": 2, "STEPS": 20},
