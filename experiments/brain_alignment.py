@@ -4,13 +4,13 @@ Takes a recording and activations of a network to the same images, one file a la
 Trains SAEs on each layer and on the recording, on images that are not scored, and scores neurons, latents, and latents of
 untrained SAEs against recorded sites. Look at sae->site against neuron->site, and at random_sae->site: an untrained SAE has as
 many latents, of which as many are active, but has learned nothing. pca->site has principal components, each split into its
-two signs, at most two a unit. `matched` has only as many latents as there are neurons: those that vary most over the images
+two signs, at most two a unit. `matched` has only as many latents as there are neurons: those that vary most over some samples
 that train SAEs, which cannot stand for more features than there are neurons. sae->sae has an SAE of the sites on the other
 side; its control is random_sae->random_sae. Latents and components of several positions are averaged over an image before they
 predict its sites.
 
 `ci95` is over images and `ci95_sites` over sites, both for the SAEs at hand. `corrected` is the mean over sites of r divided by
-√reliability, without sites of low reliability (`n_excluded`), where the recording has repeats. Of the simulation, whose sites
+√reliability, without sites of low reliability (`n_excluded`), where every stimulus has repeats. Of the simulation, whose sites
 mix known features, feature->site is what the features themselves say, and oracle->site sparse inference that knows how the
 neurons mix them.
 """
@@ -260,6 +260,8 @@ def read(config: ConfigDict) -> Material:
                 f"config.activations must have a row for each of the recording's {n} stimuli, in its order, "
                 f"but {name} has {len(array)}.{hint}"
             )
+    if again := set(files) & set(others):
+        raise ValueError(f"config.train must hold images that are not scored, got {again.pop()} as config.activations too.")
     if len(others) % max(len(files), 1):
         raise ValueError(
             f"config.train must name as many files as config.activations, {len(files)}, or twice, three times as many, "
@@ -434,16 +436,16 @@ def compute(config: ConfigDict, run: Run) -> dict[str, Any]:
 
 
 def reliabilities(recording: Recording, minimum: float) -> np.ndarray | None:
-    """Reliability of each site's response, from the stimuli that have two repeats or more; None without any.
+    """Reliability of each site's response; None unless every stimulus has two repeats or more, for it would be too high.
 
     Raises:
         ValueError: no site is as reliable as `minimum`.
     """
-    if recording.repeats is None or not (recording.n_repeats > 1).any():
+    if recording.repeats is None or (recording.n_repeats < 2).any():
         return None
     if not 0 < minimum < 1:
         raise ValueError(f"config.minimum must be between 0 and 1, got {minimum}.")
-    found = np.asarray(recording.select(stimuli=recording.n_repeats > 1).reliability())
+    found = np.asarray(recording.reliability())
     if not (found >= minimum).any():
         raise ValueError(f"config.minimum must be at most the highest reliability of a site, {found.max():.3g}, got {minimum}.")
     return found

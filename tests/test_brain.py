@@ -313,3 +313,8 @@ def test_constant_in_a_session_and_averages_alone():
 def test_bad_simulations(arguments, message):
     with pytest.raises(ValueError, match=message):
         sp.brain.simulate(KEY, **arguments)
+
+
+def test_a_session_without_a_label_is_refused():
+    with pytest.raises(ValueError, match="sessions must be labels, got NaN for 1"):
+        sp.brain.Recording(responses=np.ones((3, 2)), sessions=[0, 1, np.nan])

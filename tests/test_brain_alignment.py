@@ -169,6 +169,14 @@ def test_saes_train_on_all_positions_of_images_that_are_not_scored(files):
     np.testing.assert_array_equal(np.sort(both, axis=0), np.sort(np.tile(other, (2, 1)), axis=0))
 
 
+def test_a_stimulus_of_one_repeat_leaves_no_ceiling():
+    """Reliability from the others would be that of their means of several."""
+    repeats = np.random.default_rng(0).normal(size=(20, 3, 2)) + np.arange(20)[:, None, None]
+    assert brain_alignment.reliabilities(sp.brain.Recording(repeats=repeats), 0.1).shape == (2,)
+    repeats[4, 1:] = np.nan
+    assert brain_alignment.reliabilities(sp.brain.Recording(repeats=repeats), 0.1) is None
+
+
 def test_images_are_lined_up_by_name(files, tmp_path):
     config, order = of_files(files), np.random.default_rng(1).permutation(62)  # of two more images than were shown
     layer = np.concatenate([np.load(files / "layer.npy"), np.zeros((2, 3, 6), np.float32)])
@@ -204,6 +212,7 @@ def test_bad_input_is_one_line_and_leaves_nothing_behind(files, tmp_path):
         (*v4, layer, "--config.session=124"): "config.path: ",
         (*v4, layer, "--config.select=area=V1"): "config.select must be name=value of some sites, got 'area=V1'; there are V4",
         (*v4, layer, "--config.train_fraction=0"): "config.train_fraction must be above 0 (without config.train) and below 1",
+        (*v4, layer, f"--config.train={files}/layer.npy"): "config.train must hold images that are not scored",
         (*v4, layer, f"--config.folds={files}/few.npy"): "config.folds must be whole numbers (60,), one a stimulus",
         (*v4, layer, "--config.n_folds=31"): "folds must be between 2 and the number of samples, 30, got 31",
         (

@@ -88,6 +88,8 @@ class Recording:
         shapes = [(n,)] if repeats is None else [(n,), repeats.shape[:2]]
         if sessions is not None and sessions.shape not in shapes:
             raise ValueError(f"sessions must be {' or '.join(map(str, shapes))}, got {sessions.shape}.")
+        if sessions is not None and sessions.dtype.kind == "f" and np.isnan(sessions).any():
+            raise ValueError(f"sessions must be labels, got NaN for {np.isnan(sessions).sum()}.")
         images = None if self.images is None else np.asarray(self.images)
         arrays = {"responses": responses, "repeats": repeats, "stimuli": stimuli, "sessions": sessions, "images": images}
         for name, array in arrays.items():
