@@ -117,6 +117,11 @@ def compute(config: ConfigDict, run: Run) -> dict[str, Any]:
 
         return benchmark_training.compute(config, run, threads)
     started = time.perf_counter()
+    if config.n_folds < 3 or not 1 <= config.outer_folds <= config.n_folds:
+        raise ValueError(
+            f"config.n_folds must be at least 3 and config.outer_folds between 1 and n_folds, "
+            f"got {config.n_folds} and {config.outer_folds}."
+        )
     works = {"metrics": metrics_suite, "ridge": ridge_suite}[config.suite](config)
     made = time.perf_counter()
     run.claim()
@@ -203,12 +208,7 @@ def draw(results: dict[str, Any], run: Run) -> None:
 
 
 def metrics_suite(config: ConfigDict) -> list[Work]:
-    """`sp.align` beside NumPy, scikit-learn and himalaya; exact transport beside POT.
-
-    Raises:
-        ValueError: settings that do not fit.
-    """
-    _check_folds(config)
+    """`sp.align` beside NumPy, scikit-learn and himalaya; exact transport beside POT."""
     rng = np.random.default_rng(config.seed)
     x, y = representations(rng, config.n_samples, config.n_units, config.n_units)
     ids = rng.permutation(np.arange(config.n_samples) % config.n_folds)
@@ -248,12 +248,7 @@ def metrics_suite(config: ConfigDict) -> list[Work]:
 
 
 def ridge_suite(config: ConfigDict) -> list[Work]:
-    """Ridge regression of a layer of a network on recorded sites: alpha by inner folds, and by one decomposition.
-
-    Raises:
-        ValueError: settings that do not fit.
-    """
-    _check_folds(config)
+    """Ridge regression of a layer of a network on recorded sites: alpha by inner folds, and by one decomposition."""
     rng = np.random.default_rng(config.seed)
     x, y = representations(rng, *config.large_ridge)
     ids = rng.permutation(np.arange(len(x)) % config.n_folds)
@@ -272,14 +267,6 @@ def ridge_suite(config: ConfigDict) -> list[Work]:
         work("gcv", {"scikit-learn RidgeCV, leave-one-out": _sklearn_efficient}),
         work("folds", {"scikit-learn RidgeCV, folds": _sklearn, "himalaya RidgeCV, folds": _himalaya}),
     ]
-
-
-def _check_folds(config):
-    if config.n_folds < 3 or not 1 <= config.outer_folds <= config.n_folds:
-        raise ValueError(
-            f"config.n_folds must be at least 3 and config.outer_folds between 1 and n_folds, "
-            f"got {config.n_folds} and {config.outer_folds}."
-        )
 
 
 def _slow(config) -> dict[str, Any]:

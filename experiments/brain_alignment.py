@@ -28,7 +28,7 @@ from ml_collections import ConfigDict
 import superpos as sp
 from experiments import command, network_alignment
 from experiments.align import SAES
-from experiments.network_alignment import describe, over_saes
+from experiments.network_alignment import describe, over_images, paired_over_images
 from superpos import data as readers
 from superpos import plotting
 from superpos.brain import Recording
@@ -406,7 +406,9 @@ def compute(config: ConfigDict, run: Run) -> dict[str, Any]:
     states = train(study, run)
     trained_at = time.perf_counter()
     found = measure(study, states, run)
-    rows, matched, differences = [], [], []
+    rows: list[dict[str, Any]] = []
+    matched: list[dict[str, Any]] = []
+    differences = []
     for layer in study.layers:
         for metric in (metric.name for metric in study.metrics):
             scores = {
@@ -414,10 +416,9 @@ def compute(config: ConfigDict, run: Run) -> dict[str, Any]:
             }
             few = {comparison: found[layer, metric, f"matched {comparison}"] for comparison in MATCHED}
             at = {"layer": layer, "metric": metric}
-            for comparison, score in scores.items():
-                rows.append({**at, "comparison": comparison, **summary(score, comparison, reliability, config.minimum)})
-            for comparison, score in few.items():
-                matched.append({**at, "comparison": comparison, **summary(score, comparison, reliability, config.minimum)})
+            for table, of in ((rows, scores), (matched, few)):
+                for comparison, score in of.items():
+                    table.append({**at, "comparison": comparison, **summary(score, comparison, reliability, config.minimum)})
             for a, b in DIFFERENCES:
                 for label, of in (("", scores), (" (matched)", {**scores, **few})):
                     if a in of and (not label or a in MATCHED):
@@ -502,10 +503,7 @@ def _which(comparison, member):
 
 def summary(score: Any, comparison: str, reliability: np.ndarray | None, minimum: float) -> dict[str, Any]:
     """Mean of the SAEs with intervals over images and over sites, and the same corrected for noise."""
-    over_images, n = sp.stats.over_samples(over_saes(score)), len(score["mean"])
-    std = float(np.std(score["mean"], ddof=1)) if n > 1 else 0.0
-    row = {"mean": over_images["mean"], "std": std, "ci95": over_images["ci95"], "n_seeds": n, "n_pairs": n}
-    row |= dict.fromkeys(("ci95_sites", "n_sites", "corrected", "corrected_ci95_sites", "n_excluded"))
+    row = over_images(score) | dict.fromkeys(("ci95_sites", "n_sites", "corrected", "corrected_ci95_sites", "n_excluded"))
     if score.get("units") is not None and comparison.endswith("site"):
         of_sites = _of_units(score["units"].mean(axis=0))
         found = sp.stats.over_units(of_sites)
@@ -520,8 +518,7 @@ def summary(score: Any, comparison: str, reliability: np.ndarray | None, minimum
 
 def difference(a: Any, b: Any, same_sites: bool) -> dict[str, Any]:
     """A difference with its test over images, and its interval over sites where both sides are of the same."""
-    found = sp.stats.paired(over_saes(a), over_saes(b))
-    row = {name: found[name] for name in ("mean", "ci95", "p_value")}
+    row = paired_over_images(a, b)
     if not same_sites or a.get("units") is None:
         return {**row, "ci95_sites": None}
     of_sites = sp.stats.over_units(_of_units(a["units"].mean(axis=0) - b["units"].mean(axis=0)))

@@ -33,6 +33,7 @@ FILES = ("source", "target", "source_train", "target_train")
 PCA = "pca->pca"  # principal components, each split into its two signs: as many as latents, at most two a unit
 KINDS = ("neuron->neuron", PCA, "latent->neuron", "latent->latent")
 NAMES = (*COMPARISONS, PCA)
+PARTS = ("training", "scored")  # images that train SAEs, and those that are scored
 BATCH = 256  # images that are made, or pass through networks, at once
 VARY = ("share", "k", "expansion", "architecture", "normalize")
 # What is subtracted from what.
@@ -94,6 +95,11 @@ class Keys(NamedTuple):
 def keys(config: ConfigDict) -> Keys:
     """A key for each."""
     return Keys(*jax.random.split(jax.random.key(config.seed), len(Keys._fields)))
+
+
+def images_key(config: ConfigDict, part: str) -> Any:
+    """Of one of the `PARTS` of the images that networks are looked at with."""
+    return jax.random.fold_in(keys(config).images, PARTS.index(part))
 
 
 def classifier(config: ConfigDict) -> Any:
@@ -331,9 +337,9 @@ def make(config: ConfigDict, run: Run) -> tuple[dict[str, dict[str, Any]], list[
     trained = sp.sweep(train, {}, seeds, data_key=keys(config).task, chunk=config.chunk or None, workdir=folder).load()
 
     looked = {}
-    for i, (part, n) in enumerate(n_images.items()):
+    for part, n in n_images.items():
         every = jax.jit(functools.partial(look, model, task, n=n, layers=layers, positions=settings.positions))
-        looked[part] = jax.device_get(every(trained["params"], jax.random.fold_in(keys(config).images, i)))
+        looked[part] = jax.device_get(every(trained["params"], images_key(config, part)))
     made = {
         layer: {
             "groups": np.repeat(np.arange(settings.n_scored), looked["scored"][layer].shape[2]),
@@ -514,26 +520,32 @@ def _square(study, values):
     return matrix
 
 
-def over_saes(score):
+def _over_saes(score):
     """The jackknifed score of all SAEs together."""
     return sp.stats.Jackknife(score["mean"].mean(), score["without"].mean(axis=0))
 
 
-def _summary(study, score):
-    """Mean, spread and interval: over seeds of networks that were trained here, over images of files."""
-    if len(study.sides) == 1:
-        return sp.stats.over_pairs(_square(study, score))
-    summary, n = sp.stats.over_samples(over_saes(score)), len(score["mean"])
+def over_images(score: dict[str, Any]) -> dict[str, Any]:
+    """Mean and spread of SAEs, and the interval over images, of jackknifed scores whose leaves are (SAEs, ...)."""
+    summary, n = sp.stats.over_samples(_over_saes(score)), len(score["mean"])
     std = float(np.std(score["mean"], ddof=1)) if n > 1 else 0.0
     return {"mean": summary["mean"], "std": std, "ci95": summary["ci95"], "n_seeds": n, "n_pairs": n}
 
 
+def paired_over_images(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
+    """The difference of two such scores, and its test."""
+    found = sp.stats.paired(_over_saes(a), _over_saes(b))
+    return {name: found[name] for name in ("mean", "ci95", "p_value")}
+
+
+def _summary(study, score):
+    """Mean, spread and interval: over seeds of networks that were trained here, over images of files."""
+    return sp.stats.over_pairs(_square(study, score)) if len(study.sides) == 1 else over_images(score)
+
+
 def _difference(study, a, b):
     """The same of a difference."""
-    if len(study.sides) == 1:
-        return sp.stats.over_pairs(_square(study, a - b))
-    found = sp.stats.paired(over_saes(a), over_saes(b))
-    return {name: found[name] for name in ("mean", "ci95", "p_value")}
+    return sp.stats.over_pairs(_square(study, a - b)) if len(study.sides) == 1 else paired_over_images(a, b)
 
 
 def draw(results: dict[str, Any], run: Run) -> None:

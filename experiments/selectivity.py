@@ -31,7 +31,6 @@ from superpos.results import Run
 
 KINDS = ("neuron", "sae", "random_sae")
 FILES = ("activations", "images", "labels")
-PARTS = ("training", "scored")
 TASK = ShapesAndTextures()
 
 
@@ -88,7 +87,7 @@ class Labelled(NamedTuple):
 
 def made(config: ConfigDict) -> Labelled:
     """The scored images of the built-in task, with three sets of categories."""
-    key, n_images = _images_key(config, "scored"), config.network.n_scored
+    key, n_images = network_alignment.images_key(config, "scored"), config.network.n_scored
     batches = range(math.ceil(n_images / network_alignment.BATCH))
     made = [network_alignment.image_batch(TASK, key, i)[1] for i in batches]
     classes = np.concatenate([np.zeros(0, int), *made])[:n_images]
@@ -111,14 +110,9 @@ def images(config: ConfigDict) -> Callable[[int], Any] | None:
             return image
 
         return small
-    key, size = _images_key(config, "scored"), network_alignment.BATCH
+    key, size = network_alignment.images_key(config, "scored"), network_alignment.BATCH
     batch = functools.cache(lambda i: jax.device_get(network_alignment.image_batch(TASK, key, i)[0]))
     return None if config.activations else lambda number: batch(number // size)[number % size]
-
-
-def _images_key(config, part):
-    """Of the images that train SAEs, or that are scored."""
-    return jax.random.fold_in(network_alignment.keys(config).images, PARTS.index(part))
 
 
 def read(config: ConfigDict) -> tuple[Labelled, dict[str, np.ndarray]]:
@@ -190,13 +184,10 @@ class Study:
 
     def represent(self, networks):
         """Activations of networks to the images that train SAEs and to those that are scored, as `read` has them."""
-        settings = self.config.network
-        found = {
-            part: network_alignment.look(
-                self.classifier, TASK, networks, _images_key(self.config, part), n, (settings.layer,), settings.position
-            )
-            for part, n in zip(PARTS, (settings.n_train, settings.n_scored), strict=True)
-        }
+        settings, found = self.config.network, {}
+        for part, n in zip(network_alignment.PARTS, (settings.n_train, settings.n_scored), strict=True):
+            key = network_alignment.images_key(self.config, part)
+            found[part] = network_alignment.look(self.classifier, TASK, networks, key, n, (settings.layer,), settings.position)
         return {part: layers[settings.layer] for part, layers in found.items()}
 
     def sae(self, n_units):

@@ -210,7 +210,7 @@ def test_networks_are_trained_and_scored(conduct):
     assert (run.path / "top_images.png").stat().st_size > 10_000
     # The images that are shown have the labels that were scored.
     labels = selectivity.made(config).labels["class"]
-    image, label = network_alignment.image_batch(selectivity.TASK, selectivity._images_key(config, "scored"), 1)
+    image, label = network_alignment.image_batch(selectivity.TASK, network_alignment.images_key(config, "scored"), 1)
     np.testing.assert_array_equal(selectivity.images(config)(270), image[270 - 256])
     assert label[270 - 256] == labels[270]
 
