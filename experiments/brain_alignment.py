@@ -190,12 +190,15 @@ def line_up(array: np.ndarray, path: str, recording: Recording) -> np.ndarray:
     """Rows in the order of the recording, by the names of the images where `experiments.extract` left them beside the file.
 
     Raises:
-        ValueError: an image of the recording is not among those names.
+        ValueError: an image of the recording is not among those names, or these are not as many as the rows.
     """
     manifest = Path(path).parent / "manifest.json"
-    names = json.loads(manifest.read_text())["images"] if manifest.is_file() else []
-    if recording.images is None or len(names) != len(array):
+    told = json.loads(manifest.read_text()) if manifest.is_file() else {}
+    written = [entry["file"] for entry in told.get("arrays", {}).values()]
+    if recording.images is None or Path(path).name not in written:
         return array
+    if len(names := told["images"]) != len(array):
+        raise ValueError(f"config.activations: {path} has {len(array)} rows, but {manifest} names {len(names)} images.")
     try:
         return array[recording.rows(names)]
     except ValueError as error:
@@ -346,7 +349,8 @@ class Study(network_alignment.Study):
             found[name] = {}
         for kind, params in found["params"].items():
             found["latents"][kind] = self.of_images(data, sae.encode(params, scored))
-            found["kept"][kind] = jnp.argsort(-jnp.var(sae.encode(params, samples[:4096]), axis=0))[: sae.n_inputs]
+            some = samples[:: -(-len(samples) // 4096)]  # of many images
+            found["kept"][kind] = jnp.argsort(-jnp.var(sae.encode(params, some), axis=0))[: sae.n_inputs]
         return found
 
     def compare(self, which, data, layer, kind):

@@ -146,7 +146,7 @@ def align_stream(
         batch_size: samples that are read, encoded and added at once.
         encode: for each side None or a pure function `(batch, units) -> (batch, latents)`, row by row, such as
             `functools.partial(sae.encode, params)`, whose latents are scored in place of the units.
-        progress: whether to show a bar on standard error; by default where that is a terminal and TQDM_DISABLE is not set.
+        progress: whether to show a bar on standard error; by default in a terminal or a notebook, unless TQDM_DISABLE is set.
 
     Returns:
         As `sp.align`.

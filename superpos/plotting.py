@@ -44,23 +44,19 @@ def panels(rows: int, columns: int, size: tuple[float, float], **options: Any) -
     Args:
         rows, columns: of panels.
         size: width and height in inches.
-        options: of `matplotlib.pyplot.subplots`.
+        options: of `matplotlib.figure.Figure.subplots`.
     """
     import matplotlib
+    from matplotlib.figure import Figure  # not pyplot, whose backend is the user's: a notebook's, or one that needs a display
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    plt.rcParams.update({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 10})
-    return plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained", **options)
+    matplotlib.rcParams.update({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 10})
+    figure = Figure(size, layout="constrained")
+    return figure, figure.subplots(rows, columns, squeeze=False, **options)
 
 
 def save(figure: Any, path: str | PathLike) -> None:
-    """Writes a figure as PNG, and lets go of it."""
-    import matplotlib.pyplot as plt
-
+    """Writes a figure as PNG."""
     figure.savefig(path, dpi=200)
-    plt.close(figure)
 
 
 def alignment_by_width(rows: Sequence[dict[str, Any]], recovery: Sequence[dict[str, Any]], path: str | PathLike) -> None:

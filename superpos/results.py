@@ -202,8 +202,9 @@ class Run:
 
 
 def shows_progress(progress: bool | None) -> bool:
-    """Whether to show a bar; by default (None) where standard error is a terminal and TQDM_DISABLE is not set."""
-    return sys.stderr.isatty() and not os.environ.get("TQDM_DISABLE") if progress is None else progress
+    """Whether to show a bar; by default (None) in a terminal or a notebook, unless TQDM_DISABLE is set."""
+    seen = sys.stderr.isatty() or type(sys.stderr).__module__.startswith("ipykernel")
+    return seen and not os.environ.get("TQDM_DISABLE") if progress is None else progress
 
 
 def environment() -> dict[str, Any]:

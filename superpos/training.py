@@ -122,7 +122,7 @@ def fit_stream(
         save_every: steps from one checkpoint to the next. The last step is saved too, and what was trained when `batches`
             raises, ends or gives a batch that is refused.
         devices: split each batch; by default all of this process.
-        progress: whether to show a bar on standard error; by default where that is a terminal and TQDM_DISABLE is not set.
+        progress: whether to show a bar on standard error; by default in a terminal or a notebook, unless TQDM_DISABLE is set.
 
     Returns:
         The trained parameters, on all the devices, and the history as in `fit`, in float32 NumPy arrays.

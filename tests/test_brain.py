@@ -280,6 +280,7 @@ def constant():
         (holed(), lambda r: r.select(units=[3]), "units must be indices below 3, got 3 to 3"),
         (holed(), lambda r: r.select(stimuli=[True]), r"stimuli must be a mask \(5,\) or integer indices"),
         (holed(), lambda r: r.select(units=np.zeros(3, bool)), "units must leave at least one, got none of 3"),
+        (holed(), lambda r: r.noise_ceiling(0), "n must be at least one repeat, got 0"),
         (holed(), lambda r: r.groups([1]), r"same must be \(5,\)"),
         (holed(), lambda r: r.split(0.01), "test must leave some of the 5 different stimuli on both sides, got 0.01"),
     ],

@@ -184,11 +184,17 @@ def test_images_are_lined_up_by_name(files, tmp_path):
     np.save(tmp_path / "layer.npy", layer[order])
     expected = brain_alignment.read(config).layers["layer.npy"]
     config.activations = (f"{tmp_path}/layer.npy",)
-    (tmp_path / "manifest.json").write_text(json.dumps({"images": names[order].tolist()}))
+    arrays = {"layer": {"file": "layer.npy"}}
+    (tmp_path / "manifest.json").write_text(json.dumps({"arrays": arrays, "images": names[order].tolist()}))
     np.testing.assert_array_equal(brain_alignment.read(config).layers["layer.npy"], expected)
-    (tmp_path / "manifest.json").write_text(json.dumps({"images": [f"other {name}" for name in names]}))
-    with pytest.raises(ValueError, match=r"manifest\.json: names must hold all images of the recording, but 60 are not there"):
-        brain_alignment.read(config)
+    for images, message in (
+        ([f"other {name}" for name in names], r"manifest\.json: names must hold all images of the recording, but 60 are not"),
+        (["image0001.jpg", *names[:61]], r"names must hold each image once, but image0001\.jpg is there 2 times"),
+        (names.tolist()[:60], "has 62 rows, but .* names 60 images"),
+    ):
+        (tmp_path / "manifest.json").write_text(json.dumps({"arrays": arrays, "images": list(images)}))
+        with pytest.raises(ValueError, match=message):
+            brain_alignment.read(config)
 
 
 def test_bad_input_is_one_line_and_leaves_nothing_behind(files, tmp_path):

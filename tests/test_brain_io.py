@@ -96,12 +96,21 @@ def test_bad_v4(v4):
     write(folder / "responses_raw_123.npy", raw.transpose(1, 0, 2))
     with pytest.raises(ValueError, match=r"image for each of 4 stimuli, but it has 12; the axes .* in another order"):
         brain.load_v4(folder, 123)
+    write(folder / "responses_raw_123.npy", raw.transpose(2, 1, 0))
+    with pytest.raises(ValueError, match=r"the units and images of responses_123\.npy, \(4, 12\), got \(3, 12\)"):
+        brain.load_v4(folder, 123)
     write(folder / "responses_raw_123.npy", raw[:, 0])
     with pytest.raises(ValueError, match=r"must have axes units,stimuli,repeats, got shape \(4, 3\)"):
         brain.load_v4(folder, 123)
     write(folder / "responses_raw_123.npy", raw)
     write_images(folder / "images_123.zip", [f"image{i:04d}.jpg" for i in range(1, 13) if i != 5])
     with pytest.raises(ValueError, match=r"each of 12 stimuli, but image0005\.jpg is missing"):
+        brain.load_v4(folder, 123)
+    write_images(folder / "images_123.zip", [f"image{i:04d}.jpg" for i in range(1, 13) if i != 5] + ["maskedimage5.jpg"])
+    with pytest.raises(ValueError, match=r"image0005\.jpg is missing"):
+        brain.load_v4(folder, 123)
+    write_images(folder / "images_123.zip", [f"image{i:04d}.jpg" for i in range(1, 13)] + ["other/image5.jpg"])
+    with pytest.raises(ValueError, match=r"one image a number, but image0005\.jpg and other/image5\.jpg have the same"):
         brain.load_v4(folder, 123)
 
 
@@ -124,6 +133,9 @@ def test_nsd_layout(tmp_path):
     trials[1, 2] = np.nan
     write(tmp_path / "subj2.npy", trials)
     np.testing.assert_array_equal(brain.load_nsd(tmp_path, 2).n_repeats, [3, 2, 3, 3, 3])
+    write(tmp_path / "subj2.npy", trials.transpose(0, 2, 1))
+    with pytest.raises(ValueError, match=r"\(images, repeats, voxels\), .* three times, got \(5, 7, 3\)"):
+        brain.load_nsd(tmp_path, 2)
 
 
 def test_bad_nsd(tmp_path):
@@ -159,7 +171,6 @@ def algonauts(tmp_path):
     write(folder / "training_split/training_fmri/rh_training_fmri.npy", right)
     write(folder / "roi_masks/lh.floc-faces_challenge_space.npy", np.array([0, 5, 1]))
     write(folder / "roi_masks/rh.floc-faces_challenge_space.npy", np.array([2.0, 0.0]))
-    write(folder / "roi_masks/lh.streams_challenge_space.npy", np.array([1, 7, 0]))
     names = [f"train-{i + 1:04d}_nsd-{nsd:05d}.png" for i, nsd in enumerate((13, 27, 2, 72999))]
     write_images(folder / "training_split/training_images", names)
     return tmp_path, left, right
@@ -173,7 +184,7 @@ def test_algonauts_layout(algonauts):
     assert recording.images[2] == "train-0003_nsd-00002.png"
     assert recording.units["hemisphere"].tolist() == ["lh"] * 3 + ["rh"] * 2
     assert recording.units["floc-faces"].tolist() == ["", "aTL-faces", "OFA", "FFA-1", ""]
-    assert set(recording.units) == {"subject", "hemisphere", "floc-faces"}  # the streams of the right are not there
+    assert set(recording.units) == {"subject", "hemisphere", "floc-faces"}
     assert recording.select(units=recording.units["floc-faces"] == "OFA").responses.shape == (4, 1)
 
 
@@ -184,6 +195,9 @@ def test_bad_algonauts(algonauts):
     with pytest.raises(ValueError, match=r"rh\.floc-faces_challenge_space\.npy must be \(2,\), 0 to 5, got \(2,\) up to 6"):
         brain.load_algonauts(folder, 1)
     mask.unlink()
+    with pytest.raises(FileNotFoundError, match=r"lh\.floc-faces_challenge_space\.npy is there without that of the other"):
+        brain.load_algonauts(folder, 1)
+    write(mask, np.array([2, 0]))
     fmri = folder / "subj01/training_split/training_fmri/rh_training_fmri.npy"
     write(fmri, right[:3])
     with pytest.raises(ValueError, match="as many images as the left hemisphere, 4, got 3"):
@@ -322,6 +336,14 @@ def test_arrays_with_images(tmp_path):
     assert recording.groups(brain.image_hashes(recording)).tolist() == [0, 0, 1]  # the first two are one image
     named = brain.load_array(f"{tmp_path}/a.npy", images=images, stimuli=["x", "y", "z"], units={"area": list("aabbb")})
     assert named.images.tolist() == ["x.png", "y.png", "sub/z.png"]
+    dotted = write_images(tmp_path / "dotted", ["a.1.png", "a.2.png", "a.png"])
+    assert brain.load_array(f"{tmp_path}/a.npy", images=dotted, stimuli=["a.2", "a", "a.1"]).images.tolist() == [
+        "a.2.png",
+        "a.png",
+        "a.1.png",
+    ]
+    with pytest.raises(ValueError, match=r"has 0 for a\.3"):
+        brain.load_array(f"{tmp_path}/a.npy", images=dotted, stimuli=["a.3", "a", "a.1"])
     rows = named.rows(recording.images)
     np.testing.assert_array_equal(recording.stimuli[rows], named.images)
     folder = write_images(tmp_path / "folder", ["1.png", "2.png", "3.png"], content=lambda name: b"same")

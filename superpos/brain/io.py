@@ -56,7 +56,10 @@ def load_v4(folder: str | os.PathLike, session: int | str) -> Recording:
     axes = ("units", "stimuli", "repeats") if repeated else ("units", "stimuli")
     values = _ordered(data.load(str(file)), axes, file)
     n_units = values.shape[-1]
-    images = _numbered(source, r"image(\d+)\.jpe?g$", "image{:04d}.jpg", len(values), n_units)
+    images = _numbered(source, r"image(\d+)\.jpe?g", "image{:04d}.jpg", len(values), n_units)
+    for means in [folder / name for name in averaged if repeated and (folder / name).is_file()]:
+        if (shape := np.shape(data.load(str(means)))) != (n_units, len(values)):  # nothing else tells units from repeats
+            raise ValueError(f"{file} must have the units and images of {means.name}, {shape}, got {(n_units, len(values))}.")
     return Recording(
         **{"repeats" if repeated else "responses": values},
         stimuli=[f"{session}/{Path(name).stem}" for name in images],
@@ -94,6 +97,10 @@ def load_nsd(folder: str | os.PathLike, subject: int, images: str | os.PathLike 
         raise ValueError(f"subj{subject}_coco_IDs.npy must hold integers, got {ids.dtype}.")
     axes = ("stimuli", "repeats", "units") if values.ndim == 3 else ("stimuli", "units")
     values = _ordered(values, axes, file)
+    if values.ndim == 3 and values.shape[1] > 3:  # which says nothing where there are no more than three voxels
+        raise ValueError(
+            f"{file} must be (images, repeats, voxels), an image being shown up to three times, got {values.shape}."
+        )
     if ids.shape != values.shape[:1]:
         hint = _swapped(ids.size, values.shape)
         raise ValueError(f"{file} must be (images, voxels) for {ids.size} COCO ids, got {values.shape}{hint}.")
@@ -123,7 +130,7 @@ def load_algonauts(folder: str | os.PathLike, subject: int) -> Recording:
         subject, hemisphere (lh or rh), and for each class of `REGIONS` the name of the region, empty outside.
 
     Raises:
-        FileNotFoundError: no such file.
+        FileNotFoundError: no such file, or a mask of one hemisphere only.
         ValueError: an image is missing, arrays that do not fit each other, or an unknown region.
     """
     folder = Path(folder) / f"subj{subject:02d}"
@@ -133,15 +140,17 @@ def load_algonauts(folder: str | os.PathLike, subject: int) -> Recording:
     n_images, n_vertices = len(sides["lh"]), {side: values.shape[1] for side, values in sides.items()}
     if len(sides["rh"]) != n_images:
         raise ValueError(f"{files['rh']} must have as many images as the left hemisphere, {n_images}, got {len(sides['rh'])}.")
-    images = _numbered(source, r"train-(\d+)_nsd-\d+\.png$", "train-{:04d}_nsd-*.png", n_images, n_vertices["lh"])
+    images = _numbered(source, r"train-(\d+)_nsd-\d+\.png", "train-{:04d}_nsd-*.png", n_images, n_vertices["lh"])
     units: dict[str, Any] = {
         "subject": np.full(sum(n_vertices.values()), subject),
         "hemisphere": np.repeat(list(sides), list(n_vertices.values())),
     }
     for name, regions in REGIONS.items():
         masks = {side: folder / f"roi_masks/{side}.{name}_challenge_space.npy" for side in sides}
-        if not all(file.is_file() for file in masks.values()):
+        if not (there := [file for file in masks.values() if file.is_file()]):
             continue
+        if len(there) == 1:
+            raise FileNotFoundError(f"{there[0]} is there without that of the other hemisphere.")
         labels = []
         for side, file in masks.items():
             mask = np.asarray(data.load(str(file)))
@@ -333,7 +342,11 @@ def _names(source):
 
 def _numbered(source, pattern, example, n, n_units):
     """Names of the images in the order of their numbers, from 1 to n."""
-    names = {int(found[1]): name for name in _names(source) if (found := re.search(pattern, name))}
+    names: dict[int, str] = {}
+    for name in _names(source):
+        found = re.fullmatch(pattern, Path(name).name)
+        if found and (again := names.setdefault(int(found[1]), name)) != name:
+            raise ValueError(f"{source} must hold one image a number, but {again} and {name} have the same.")
     if sorted(names) != list(range(1, n + 1)):
         missing = [number for number in range(1, n + 1) if number not in names]
         problem = f"{example.format(missing[0])} is missing" if missing else f"it has {len(names)}"
@@ -344,13 +357,17 @@ def _numbered(source, pattern, example, n, n_units):
 
 def _find(source, identifiers):
     """The name of the image of each identifier: its name in full, or without folder and ending."""
+    from superpos.networks.io import EXTENSIONS
+
     known: dict[str, list[str]] = {}
     names = _names(source)
     for name in names:
         known.setdefault(_plain(Path(name).stem), []).append(name)
     exact, found = set(names), []
     for identifier in map(str, identifiers):
-        near = [identifier] if identifier in exact else known.get(_plain(Path(identifier).stem), [])
+        path = Path(identifier)
+        stem = path.stem if path.suffix.lower() in EXTENSIONS else path.name  # names may have dots in them
+        near = [identifier] if identifier in exact else known.get(_plain(stem), [])
         if len(near) != 1:
             raise ValueError(f"images must be one for each stimulus, but {source} has {len(near)} for {identifier}.")
         found += near

@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import warnings
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -271,7 +272,7 @@ class Recording:
             names: of images, as in the `manifest.json` of `superpos.networks.io.extract`, or `Images(...).names`.
 
         Raises:
-            ValueError: a recording without images, or one of them that is not named.
+            ValueError: a recording without images, or one of them that is not named, or named twice.
         """
         if self.images is None:
             raise ValueError("the recording has no images: load it with images, or construct it with their names.")
@@ -280,6 +281,9 @@ class Recording:
             raise ValueError(
                 f"names must hold all images of the recording, but {len(missing)} are not there, first {missing[0]}."
             )
+        count = Counter(names)
+        if again := [name for name in self.images if count[name] > 1]:
+            raise ValueError(f"names must hold each image once, but {again[0]} is there {count[again[0]]} times.")
         return np.array([where[name] for name in self.images])
 
     def _count(self):
@@ -335,7 +339,6 @@ def ncsnr(repeats: ArrayLike) -> Float[Array, " units"]:
     return jnp.sqrt(jnp.maximum(total - noise, 0) / noise)
 
 
-@jax.jit
 def noise_ceiling(ncsnr: ArrayLike, n: ArrayLike = 1) -> Float[Array, " units"]:
     """Share of the variance of responses, averaged over n repeats, that is signal: ncsnr² / (ncsnr² + 1 / n).
 
@@ -348,7 +351,12 @@ def noise_ceiling(ncsnr: ArrayLike, n: ArrayLike = 1) -> Float[Array, " units"]:
 
     Returns:
         `(n_units,)`, from 0 to 1.
+
+    Raises:
+        ValueError: a number of repeats below one.
     """
+    if not isinstance(n, jax.core.Tracer) and np.min(n) < 1:
+        raise ValueError(f"n must be at least one repeat, got {np.min(n):g}.")
     inverse = 1 / jnp.asarray(n)
     if inverse.ndim:
         inverse = jnp.mean(inverse, axis=0)

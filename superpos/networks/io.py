@@ -190,7 +190,7 @@ def extract(
         format: npy or zarr (version 3, through tensorstore).
         batch_size: images at once.
         device: of PyTorch; by default "cuda" where there is one, or "cpu".
-        progress: whether to show a bar on standard error; by default where that is a terminal and TQDM_DISABLE is not set.
+        progress: whether to show a bar on standard error; by default in a terminal or a notebook, unless TQDM_DISABLE is set.
         on_start: called when the arguments are known to be good, before anything is written.
 
     Returns:
@@ -469,11 +469,9 @@ def _near(name, names):
     # Any part of a long name that is right helps: near names first, then those that hold it.
     names = list(names)
     found = difflib.get_close_matches(name, names, n=5, cutoff=0.5) or [known for known in names if name in known][:5]
-    return (
-        f"; near names are {', '.join(found)}"
-        if found
-        else f"; it has {', '.join(names[:10])}{', ...' if len(names) > 10 else ''}"
-    )
+    if found:
+        return f"; near names are {', '.join(found)}"
+    return f"; it has {', '.join(names[:10]) or 'none'}{', ...' if len(names) > 10 else ''}"
 
 
 def _versions(*packages):

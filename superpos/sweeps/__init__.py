@@ -64,7 +64,7 @@ def sweep(
             where `chunk` and devices are the same too; see also `load`. What the functions compute is part of what makes a
             sweep the same, host callbacks in them excepted.
         devices: by default all.
-        progress: whether to show a bar on standard error; by default where that is a terminal and TQDM_DISABLE is not set. A
+        progress: whether to show a bar on standard error; by default in a terminal or a notebook, unless TQDM_DISABLE is set. A
             program that reports progress is compiled anew in each run: JAX's persistent compilation cache takes none with
             callbacks.
 
