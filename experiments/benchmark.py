@@ -123,6 +123,7 @@ def compute(config: ConfigDict, run: Run) -> dict[str, Any]:
             f"got {config.n_folds} and {config.outer_folds}."
         )
     works = {"metrics": metrics_suite, "ridge": ridge_suite}[config.suite](config)
+    n_units = {"metrics": config.n_units, "ridge": config.large_ridge[2]}[config.suite]
     made = time.perf_counter()
     run.claim()
     rows: list[dict[str, Any]] = []
@@ -133,16 +134,16 @@ def compute(config: ConfigDict, run: Run) -> dict[str, Any]:
             if first < LONG:
                 scores, ours = clock(work.ours, config.repeats)
             for other in work.alternatives:
-                timed = _beside(other, scores, ours, threads)
+                timed = _beside(other, scores, ours, threads, n_units)
                 rows.append({"work": work.name, **timed, "compile_s": max(first - min(ours), 0), "note": other.note})
                 bar.update()
     seconds = {"data": made - started, "timing": time.perf_counter() - made}
     return run.finish(rows, seconds, threads=threads)
 
 
-def _beside(other, scores, ours, threads):
+def _beside(other, scores, ours, threads, n_units):
     """Times an alternative: its part of the row."""
-    limit = _faster(threads)
+    limit = _faster(threads, n_units)
     with _threads(limit):
         found, theirs = clock(other.run, len(ours) if other.times == 1 else 1)
     theirs = [other.times * spent for spent in theirs]
@@ -168,9 +169,9 @@ def _threads(limit):
     return threadpool_limits(limit)
 
 
-def _faster(threads):
-    """`threads` or 1, whichever multiplies faster just now."""
-    a, b = np.random.default_rng(0).standard_normal((2, 20_000, 64), np.float32)
+def _faster(threads, n_units):
+    """`threads` or 1, whichever multiplies so many units faster just now."""
+    a, b = np.random.default_rng(0).standard_normal((2, 20_000, n_units), np.float32)
 
     def spent(limit):
         with _threads(limit):

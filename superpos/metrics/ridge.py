@@ -1,6 +1,7 @@
 """Ridge regression, in the form of units or, with fewer samples than units, of samples."""
 
 import dataclasses
+import functools
 import itertools
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -73,8 +74,14 @@ class Ridge(Regression):
             bases = jax.vmap(_path, (0, None))(on, source)
             sides = [jax.vmap(_rotate)(bases, jax.tree.map(lambda leaf, s=s: leaf[pairs[:, s]], constants)) for s in (0, 1)]
             fitted_on = jax.vmap(_rotate)(bases, on)
-            r2 = jax.vmap(_inner_r2, (None, 0, 0, 0))
-            quality = _outer(lax.map(lambda alpha: r2(alpha, bases, fitted_on, sides), self._alphas(part)), evidence.n_folds)
+            alphas = self._alphas(part)
+            if self.per_target:
+                r2 = jax.vmap(_inner_r2, (None, 0, 0, 0))
+                inner = lax.map(lambda alpha: r2(alpha, bases, fitted_on, sides), alphas)
+            else:
+                total = jax.vmap(functools.partial(_inner_total, alphas, target), out_axes=1)
+                inner = [total(bases, fitted_on, fold) for fold in sides]
+            quality = _outer(inner, evidence.n_folds)
         else:
             quality = lax.map(lambda alpha: jax.vmap(_gcv, (None, 0))(alpha, paths), self._alphas(part))
         alpha = jax.vmap(self._best, (1, None))(quality, target)
@@ -134,8 +141,8 @@ class Ridge(Regression):
         return jnp.asarray(self.alphas, jax.tree.leaves(like)[0].dtype)
 
     def _best(self, quality, target):
-        """Alpha `(n_target or 1,)` from its quality `(alphas, n_target)`."""
-        if not self.per_target:
+        """Alpha `(n_target or 1,)` from its quality `(alphas, n_target)`, or `(alphas, 1)` where it is a sum already."""
+        if not self.per_target and quality.shape[1] > 1:
             quality = jnp.sum(jnp.where(target, quality, 0), axis=1, keepdims=True)
         return jnp.asarray(self.alphas, quality.dtype)[jnp.argmax(quality, axis=0)]
 
@@ -226,6 +233,23 @@ def _inner_r2(alpha, path, fitted_on, sides):
         return held_out.r2(shift)
 
     return [r2(fold) for fold in sides]
+
+
+def _inner_total(alphas, target, path, fitted_on, fold):
+    """The sum of `_inner_r2` of one fold over target units, but for a constant, of all alphas: `(alphas, 1)`.
+
+    A solution is d ∘ c with d = 1 / (λ + α) and the path's cross c, so that one sum over targets serves all alphas: the
+    errors' quadratic part is dᵀ (S ∘ c cᵀ) d, S the fold's scatter about the means of the part that was fitted on, and each
+    target divided by its variance.
+    """
+    live = target & (fold.y.squares > 0)
+    scaled = path.cross * jnp.where(live, safe_divide(jnp.ones_like(fold.y.squares), fold.y.squares), 0)
+    x_shift, y_shift = fold.x.mean - fitted_on.x.mean, fold.y.mean - fitted_on.y.mean
+    linear_part = jnp.sum(scaled * (fold.xy + fold.count * x_shift[:, None] * y_shift), axis=1)
+    scatter = fold.x.scatter + fold.count * x_shift[:, None] * x_shift
+    inverse = jnp.where(path.kept, 1 / (path.values + alphas[:, None]), 0)
+    quadratic_part = jnp.sum(matmul(inverse, scatter * matmul(scaled, path.cross.T)) * inverse, axis=1)
+    return (2 * matmul(inverse, linear_part) - quadratic_part)[:, None]
 
 
 def _gcv(alpha, path):
