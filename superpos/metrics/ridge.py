@@ -248,7 +248,9 @@ def _inner_total(alphas, target, path, fitted_on, fold):
     linear_part = jnp.sum(scaled * (fold.xy + fold.count * x_shift[:, None] * y_shift), axis=1)
     scatter = fold.x.scatter + fold.count * x_shift[:, None] * x_shift
     inverse = jnp.where(path.kept, 1 / (path.values + alphas[:, None]), 0)
-    quadratic_part = jnp.sum(matmul(inverse, scatter * matmul(scaled, path.cross.T)) * inverse, axis=1)
+    weighted = scatter * matmul(scaled, path.cross.T)
+    # In a loop: in one product with `inverse` XLA (jaxlib 0.10) computes `weighted` again for every few rows, 100 x slower.
+    quadratic_part = lax.map(lambda d: matmul(d, weighted, d), inverse)
     return (2 * matmul(inverse, linear_part) - quadratic_part)[:, None]
 
 
