@@ -7,7 +7,9 @@ an untrained SAE has as many latents, of which as many are active, but has learn
 """
 
 import functools
+import itertools
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ import superpos as sp
 from experiments import COMPARISONS, command
 from superpos import data as readers
 from superpos import plotting
+from superpos.networks.io import manifest
 from superpos.results import Run
 
 SIDES = ("source", "target")
@@ -46,7 +49,7 @@ def get_config() -> ConfigDict:
     config.metrics = sp.alignment.DEFAULT
     config.sae = ConfigDict(
         {
-            "expansion": 4,  # latents for each unit
+            "expansion": 4.0,  # latents for each unit
             "k": 16,
             "steps": 4_000,
             "batch_size": 1024,
@@ -85,12 +88,15 @@ def read(config: ConfigDict) -> dict[str, Any]:
             f"(as samples x units, with further axes counted as samples: {source.shape} and {target.shape}).{hint}"
         )
     groups = np.arange(len(source)) if groups is None else groups
+    _check_pairing(config.source, config.target)
 
     train_files = {side: config[f"{side}_train"] for side in sides}
+    for side, path in train_files.items():
+        refuse_scored(f"{side}_train", [path] if path else [], [config[side]])
     scored = np.ones(len(source), bool)
     if not all(train_files[side] or config[f"{side}_sae"] for side in SIDES):
         if not 0 < config.train_fraction < 1:
-            raise ValueError(f"config.train_fraction must be between 0 and 1, got {config.train_fraction}.")
+            raise ValueError(f"config.train_fraction must be above 0 and below 1, got {config.train_fraction}.")
         n_groups = groups.max() + 1
         order = np.random.default_rng(config.seed).permutation(n_groups)
         scored = ~np.isin(groups, order[: round(config.train_fraction * n_groups)])
@@ -112,6 +118,49 @@ def read(config: ConfigDict) -> dict[str, Any]:
         "training": training,
         "training_groups": training_groups,
     }
+
+
+def _told(field, path):
+    try:
+        return manifest(path)
+    except (ValueError, OSError) as error:
+        raise ValueError(f"config.{field}: {error}") from error
+
+
+def _check_pairing(source, target):
+    """Refuses two files of `experiments.extract` whose rows are of other images or other positions."""
+    a, b = _told("source", source), _told("target", target)
+    if a is None or b is None:
+        return
+    if a["image_sha256"] != b["image_sha256"]:
+        raise ValueError(f"config.source and config.target must be of the same images, but {source} and {target} are not.")
+    where = [(side["position"], side["seed"], tuple(side["array"]["grid"])) for side in (a, b)]
+    one_an_image = all(position in ("mean", "center", "class") for position, *_ in where)
+    if where[0] != where[1] and not one_an_image:
+        raise ValueError(
+            "config.source and config.target must be of the same positions (position, seed and grid), but "
+            f"{source} has {where[0]} and {target} {where[1]}."
+        )
+
+
+def refuse_scored(field: str, training: Iterable[str], scored: Iterable[str], hashes: Iterable[str] | None = None) -> None:
+    """Refuses files that train SAEs where they are scored, or hold images that are, as far as `experiments.extract` tells.
+
+    Args:
+        field: of the configuration, which names the files that train.
+        training: these files.
+        scored: the files that are scored.
+        hashes: of the images that are scored; by default all of the scored files.
+
+    Raises:
+        ValueError: it names the file.
+    """
+    for path, other in itertools.product(training, scored):
+        if Path(path).resolve() == Path(other).resolve():
+            raise ValueError(f"config.{field} must hold images that are not scored, got {path}, which is scored too.")
+        images = (_told(field, other) or {}).get("image_sha256", ()) if hashes is None else hashes
+        if shared := set(images) & set((_told(field, path) or {}).get("image_sha256", ())):
+            raise ValueError(f"config.{field} must hold images that are not scored, but {path} has {len(shared)} that are.")
 
 
 def _read_one(config, side, path):
@@ -138,7 +187,9 @@ class Study:
         for side, samples in training.items():
             path, settings, units = config[f"{side}_sae"], config.sae, samples.shape[1]
             if not path:
-                self.saes[side] = self.controls[side] = sp.sae.TopK(units, settings.expansion * units, settings.k)
+                self.saes[side] = self.controls[side] = sp.sae.TopK(
+                    units, max(1, round(settings.expansion * units)), settings.k
+                )
                 continue
             try:
                 self.saes[side], self.loaded[side] = sp.sae.load(path)

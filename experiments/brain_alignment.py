@@ -15,7 +15,6 @@ mix known features, feature->site is what the features themselves say, and oracl
 neurons mix them.
 """
 
-import json
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,17 +25,17 @@ import numpy as np
 from ml_collections import ConfigDict
 
 import superpos as sp
-from experiments import command, network_alignment
+from experiments import align, command, network_alignment
 from experiments.align import SAES
 from experiments.network_alignment import describe, over_images, paired_over_images
 from superpos import data as readers
 from superpos import plotting
 from superpos.brain import Recording
 from superpos.metrics import Score
-from superpos.networks.io import Images
+from superpos.networks.io import Images, manifest
 from superpos.results import Run
 
-FILES = ("activations", "train", "path", "folds")
+FILES = ("activations", "train", "path", "folds", "sessions", "stimulus_set")
 SIDES = ("network", "recording")
 # Comparisons, and the kind of program that each is a case of: those of one kind have equal shapes.
 KINDS = {
@@ -70,6 +69,9 @@ def get_config() -> ConfigDict:
     config.session = ""  # of v4
     config.subject = 1  # of nsd and algonauts
     config.axes = "stimuli,units"  # of array
+    config.sessions = ""  # of array: a file with the session's number of each stimulus; sites are z-scored within sessions
+    config.time_bin = ""  # of brainscore, where there are several: its number, from 0
+    config.stimulus_set = ""  # of brainscore: a CSV that names the image of each stimulus
     config.images = ""  # folder or zip of nsd, brainscore and array, whose images the figures show
     config.select = ""  # sites, by their metadata, such as region=IT
     # Files, one a layer: (images, units) or (images, positions, units), in the recording's order; those of experiments.extract
@@ -149,9 +151,14 @@ def load(config: ConfigDict) -> Recording:
             case "algonauts":
                 recording = sp.brain.load_algonauts(config.path, config.subject)
             case "brainscore":
-                recording = sp.brain.load_brainscore(config.path, images=images)
+                if config.time_bin and not config.time_bin.isdecimal():
+                    raise ValueError(f"time_bin must be a number from 0, got {config.time_bin!r}.")
+                time_bin = int(config.time_bin) if config.time_bin else None
+                table = config.stimulus_set or None
+                recording = sp.brain.load_brainscore(config.path, time_bin=time_bin, images=images, stimulus_set=table)
             case _:
-                recording = sp.brain.load_array(config.path, config.axes, images=images)
+                sessions = readers.load(config.sessions) if config.sessions else None
+                recording = sp.brain.load_array(config.path, config.axes, sessions=sessions, images=images)
     except (ValueError, OSError) as error:
         raise ValueError(f"config.path: {error}") from error
     if config.select:
@@ -190,19 +197,22 @@ def line_up(array: np.ndarray, path: str, recording: Recording) -> np.ndarray:
     """Rows in the order of the recording, by the names of the images where `experiments.extract` left them beside the file.
 
     Raises:
-        ValueError: an image of the recording is not among those names, or these are not as many as the rows.
+        ValueError: an image of the recording is not among those names, or is another; or there are not as many as rows.
     """
-    manifest = Path(path).parent / "manifest.json"
-    told = json.loads(manifest.read_text()) if manifest.is_file() else {}
-    written = [entry["file"] for entry in told.get("arrays", {}).values()]
-    if recording.images is None or Path(path).name not in written:
-        return array
-    if len(names := told["images"]) != len(array):
-        raise ValueError(f"config.activations: {path} has {len(array)} rows, but {manifest} names {len(names)} images.")
     try:
-        return array[recording.rows(names)]
+        told = manifest(path)
+        if told is None or recording.images is None:
+            return array
+        rows = recording.rows(told["images"])
     except ValueError as error:
-        raise ValueError(f"config.activations: {manifest}: {error}") from error
+        raise ValueError(f"config.activations: {path}: {error}") from error
+    differ = np.flatnonzero(np.array(told["image_sha256"])[rows] != sp.brain.image_hashes(recording))
+    if len(differ):  # every session of V4 has an image0001.jpg
+        raise ValueError(
+            f"config.activations must be of the recording's images, but {path} was extracted from others: {len(differ)} of "
+            f"{len(rows)} differ, first {recording.images[differ[0]]}."
+        )
+    return array[rows]
 
 
 def simulate(config: ConfigDict) -> tuple[Recording, dict[str, np.ndarray], Any]:
@@ -263,8 +273,6 @@ def read(config: ConfigDict) -> Material:
                 f"config.activations must have a row for each of the recording's {n} stimuli, in its order, "
                 f"but {name} has {len(array)}.{hint}"
             )
-    if again := set(files) & set(others):
-        raise ValueError(f"config.train must hold images that are not scored, got {again.pop()} as config.activations too.")
     if len(others) % max(len(files), 1):
         raise ValueError(
             f"config.train must name as many files as config.activations, {len(files)}, or twice, three times as many, "
@@ -291,6 +299,7 @@ def read(config: ConfigDict) -> Material:
                 f"config.folds must be whole numbers ({n},), one a stimulus: {config.folds} has {given.dtype} {given.shape}."
             )
         scored = scored[given[scored] >= 0]
+    align.refuse_scored("train", others, files, None if copies is None else copies[scored])
     groups = recording.groups(copies)[scored]
     folds, n_folds = sp.assign_folds(
         len(scored),

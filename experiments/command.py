@@ -1,7 +1,10 @@
 """The command line that all experiments share."""
 
+import difflib
+import inspect
 import math
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -38,18 +41,23 @@ def main(
     """
     if {"--help", "-h", "-help"} & set(sys.argv[1:]):
         print(sys.modules["__main__"].__doc__)
-        for field in (
-            *(f"config.{field}={value!r}" for field, value in _fields(config)),
-            f"workdir=results/{name}",
-            "distributed=False",
-        ):
-            print(f"  --{field}")
+        said = _comments(compute)
+        for field, value in _fields(config):
+            comment = said.get(field.split(".")[-1])
+            print(f"  --config.{field}={value!r}" + (f"  # {comment}" if comment else ""))
+        print(f"  --workdir=results/{name}\n  --distributed=False")
         return
     try:
         config_flags.DEFINE_config_dict("config", config)  # reads the command line for config's fields at once
     except (AttributeError, KeyError) as error:
-        unknown = str(error).strip("\"'")
-        _fail(f"config has no field {unknown!r}; its fields are {', '.join(field for field, _ in _fields(config))}.")
+        inner = error.args[0]
+        while isinstance(inner, Exception):
+            inner = inner.args[0]
+        unknown = str(inner).splitlines()[0].strip("\"'")  # what follows is its own hint
+        known = [field for field, _ in _fields(config)]
+        near = difflib.get_close_matches(unknown, {field.split(".")[-1] for field in known})
+        hint = f" (near it: {', '.join(near)})" if near else ""
+        _fail(f"config has no field {unknown!r}{hint}; its fields are {', '.join(known)}.")
     except (TypeError, ValueError) as error:
         _fail(error)
     workdir = flags.DEFINE_string("workdir", f"results/{name}", "Folder for config.json, results.json and figure.png.")
@@ -132,6 +140,12 @@ def _check(config):
 
 def _fingerprints(paths):
     return data.fingerprint(paths) if isinstance(paths, str) else [data.fingerprint(path) for path in paths]
+
+
+def _comments(compute):
+    """What the comments in `get_config` of the experiment say, by the last name of the field that stands before them."""
+    source = inspect.getsource(inspect.unwrap(compute).__globals__["get_config"])
+    return dict(re.findall(r'^ *(?:config\.|")(\w+)"?(?: = |: ).*?  # (.*)$', source, re.MULTILINE))
 
 
 def _fields(config):

@@ -294,10 +294,7 @@ def read(config: ConfigDict) -> dict[str, dict[str, Any]]:
     if len(set(names)) < len(names):
         raise ValueError(f"config.layers must name the layers, for their files are called alike: {', '.join(names)}.")
     for side in align.SIDES:
-        if again := set(config[side]) & set(config[f"{side}_train"]):
-            raise ValueError(
-                f"config.{side}_train must hold images that are not scored, got {again.pop()} as config.{side} too."
-            )
+        align.refuse_scored(f"{side}_train", config[f"{side}_train"], config[side])
     if len(names) != len(config.source):
         raise ValueError(f"config.layers must name each of the {len(config.source)} files, got {names}.")
     layers = {}
@@ -350,7 +347,7 @@ def make(config: ConfigDict, run: Run) -> tuple[dict[str, dict[str, Any]], list[
     }
     accuracy = trained["accuracy"].astype(float)
     row = {"network": config.network, **sp.stats.over_seeds(accuracy), "least": accuracy.min(), "most": accuracy.max()}
-    return made, [row]
+    return made, [{**row, "seeds": ", ".join(f"{one:.2f}" for one in accuracy)}]
 
 
 def make_sae(settings: dict[str, Any], units: int) -> sp.sae.SparseAutoencoder:

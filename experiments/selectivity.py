@@ -144,7 +144,7 @@ def read(config: ConfigDict) -> tuple[Labelled, dict[str, np.ndarray]]:
     if len(values) < 2:
         raise ValueError(f"config.{field} must have at least 2 categories (of images: folders that they lie in), got 1.")
     if not 0 < config.train_fraction < 1:
-        raise ValueError(f"config.train_fraction must be between 0 and 1, got {config.train_fraction}.")
+        raise ValueError(f"config.train_fraction must be above 0 and below 1, got {config.train_fraction}.")
     # Dealt out category by category, so that each has its share of both sides.
     order = _by_category(labels, config.seed)
     scored = np.sort(order[np.diff(np.floor(np.arange(n_images + 1) * config.train_fraction)) == 0])

@@ -64,7 +64,8 @@ def align(
     """
     resolved = metrics_lib.resolve(metrics)
     x, y, ids, n_folds, largest = check(source, target, folds, n_folds, key, groups)
-    return _align(x, y, ids, resolved, n_folds, largest)
+    scores = _align(x, y, ids, resolved, n_folds, largest)
+    return {metric.name: scores[metric.name] for metric in resolved}  # jit sorts
 
 
 def check(
@@ -208,7 +209,8 @@ def align_stream(
         _check_range(name, np.asarray(side.low.min(axis=0)), np.asarray(side.high.max(axis=0)))
         if not live.any():
             raise _no_live_unit(name, live.size)
-    return _score(moments, resolved)
+    scores = _score(moments, resolved)
+    return {metric.name: scores[metric.name] for metric in resolved}
 
 
 def _check_rows(source, target):

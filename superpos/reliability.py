@@ -9,7 +9,7 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Key
 
-from superpos.metrics.base import Score, safe_sqrt
+from superpos.metrics.base import Score, positive_integer, safe_sqrt
 
 
 def spearman_brown(r: ArrayLike, factor: ArrayLike = 2.0) -> Array:
@@ -38,10 +38,13 @@ def split_half(responses: ArrayLike, key: Key[Array, ""] | None = None, n_splits
         `(n_units,)`, at most 1, NaN for constant units; negative where halves disagree.
 
     Raises:
-        ValueError: not three axes, fewer than two repeats in all, or a sample with fewer than two repeats of a unit.
+        ValueError: not three axes, infinity, fewer than two repeats in all, or a sample with fewer than two repeats of a unit.
     """
+    positive_integer("n_splits", n_splits)
     if not isinstance(responses, jax.core.Tracer):
         responses = np.asarray(responses)
+        if np.isinf(responses).any():
+            raise ValueError(f"responses must be finite, or NaN where missing, got {np.isinf(responses).sum()} infinite.")
     if responses.ndim != 3 or responses.shape[0] < 2:
         raise ValueError(f"responses must be (n_repeats, n_samples, n_units), at least 2 repeats, got {responses.shape}.")
     if not isinstance(responses, jax.core.Tracer) and ((~np.isnan(responses)).sum(axis=0) < 2).any():

@@ -39,7 +39,7 @@ def d_prime(
 
     Returns:
         `(n_categories, n_units)`: 0 for constant units, which tell nothing; infinite where a unit separates a category without
-        any variance; NaN for categories with fewer than two samples inside or outside.
+        any variance; NaN for units with NaN or infinity, and for categories with fewer than two samples inside or outside.
 
     Raises:
         ValueError: shapes that do not fit, or labels that are no whole numbers or out of range.
@@ -65,8 +65,10 @@ def d_prime(
 
 @functools.partial(jax.jit, static_argnames="n_categories")
 def _d_prime(units, labels, n_categories):
-    live = jnp.max(units, axis=0) > jnp.min(units, axis=0)
-    x = units - jnp.mean(units, axis=0)
+    spread = jnp.max(units, axis=0) - jnp.min(units, axis=0)
+    constant = spread == 0  # False for NaN
+    x = units / jnp.where(constant, 1, spread)  # squares stay in range
+    x = x - jnp.mean(x, axis=0)
     belongs = jax.nn.one_hot(labels, n_categories, axis=0, dtype=x.dtype)
     counts = jnp.sum(belongs, axis=1)
     means = matmul(belongs, x) / jnp.maximum(counts, 1)[:, None]
@@ -80,7 +82,7 @@ def _d_prime(units, labels, n_categories):
         scatter_out = matmul(others.astype(x.dtype), scatter) + matmul(rest, (means - mean_out) ** 2)
         variance = (scatter[category] / (n_in - 1) + scatter_out / (n_out - 1)) / 2
         found = (means[category] - mean_out) / jnp.sqrt(variance)
-        return jnp.where((n_in > 1) & (n_out > 1), jnp.where(live, found, 0), jnp.nan)
+        return jnp.where((n_in > 1) & (n_out > 1), jnp.where(constant, 0, found), jnp.nan)
 
     return lax.map(one, jnp.arange(n_categories))
 
@@ -151,7 +153,7 @@ def top(units: Float[Array, "samples units"], n: int, groups: ArrayLike | None =
         `(n_units, n)`, indices of samples; -1 where traced groups are fewer than n.
 
     Raises:
-        ValueError: shapes that do not fit, or fewer samples or groups than n.
+        ValueError: shapes that do not fit, values that are not finite, or fewer samples or groups than n.
 
     >>> units = jnp.array([[0.1], [0.9], [0.8], [0.3]])
     >>> top(units, 2).tolist(), top(units, 2, groups=jnp.array([0, 1, 1, 2])).tolist()
@@ -162,6 +164,8 @@ def top(units: Float[Array, "samples units"], n: int, groups: ArrayLike | None =
     if units.ndim != 2 or (groups is not None and jnp.shape(groups) != units.shape[:1]):
         got = f"{units.shape}" + ("" if groups is None else f" and {jnp.shape(groups)}")
         raise ValueError(f"units must be (n_samples, n_units), and groups (n_samples,), got {got}.")
+    if not isinstance(units, jax.core.Tracer) and not jnp.isfinite(units).all():
+        raise ValueError(f"units must be finite, got {int(jnp.sum(~jnp.isfinite(units)))} NaN or infinite values.")
     groups = np.arange(len(units)) if groups is None else groups
     if not isinstance(groups, jax.core.Tracer) and len(np.unique(groups)) < n:
         raise ValueError(f"n must be at most the number of samples, or of groups of them, {len(np.unique(groups))}, got {n}.")

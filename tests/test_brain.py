@@ -246,6 +246,11 @@ def holed(*at):
         ({"responses": np.ones((2, 3)), "units": {"area": ["V4"]}}, r"units: area must be \(3,\)"),
         ({"responses": np.ones((2, 3)), "sessions": [1]}, r"sessions must be \(2,\), got \(1,\)"),
         ({"repeats": holed(), "sessions": np.ones((5, 3))}, r"sessions must be \(5,\) or \(5, 2\), got \(5, 3\)"),
+        (
+            {"repeats": np.ones((5, 2, 3)), "responses": np.arange(15.0).reshape(5, 3)},
+            "responses must be the means of the repeats",
+        ),
+        ({"responses": np.ma.masked_equal([[1.0, 2.0]], 2)}, "responses must not be masked"),
         ({"repeats": holed(), "responses": np.ones((5, 2))}, r"responses must be \(5, 3\), as many"),
         (
             {"responses": holed(2, 0, 1)[:, 0], "stimuli": list("abcde")},

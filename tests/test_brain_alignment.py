@@ -9,6 +9,7 @@ from test_experiments import run_commands
 
 import superpos as sp
 from experiments import brain_alignment, network_alignment
+from superpos.networks.io import Images
 
 DATA = Path(__file__).resolve().parents[2] / "shared/data"
 
@@ -185,16 +186,39 @@ def test_images_are_lined_up_by_name(files, tmp_path):
     expected = brain_alignment.read(config).layers["layer.npy"]
     config.activations = (f"{tmp_path}/layer.npy",)
     arrays = {"layer": {"file": "layer.npy"}}
-    (tmp_path / "manifest.json").write_text(json.dumps({"arrays": arrays, "images": names[order].tolist()}))
+    hashes = np.array([*Images(files / "images_123.zip").sha256(), "x", "y"])
+    told = {"arrays": arrays, "images": names[order].tolist(), "image_sha256": hashes[order].tolist()}
+    (tmp_path / "manifest.json").write_text(json.dumps(told))
     np.testing.assert_array_equal(brain_alignment.read(config).layers["layer.npy"], expected)
     for images, message in (
-        ([f"other {name}" for name in names], r"manifest\.json: names must hold all images of the recording, but 60 are not"),
+        ([f"other {name}" for name in names], r"layer\.npy: names must hold all images of the recording, but 60 are not"),
         (["image0001.jpg", *names[:61]], r"names must hold each image once, but image0001\.jpg is there 2 times"),
         (names.tolist()[:60], "has 62 rows, but .* names 60 images"),
     ):
-        (tmp_path / "manifest.json").write_text(json.dumps({"arrays": arrays, "images": list(images)}))
+        (tmp_path / "manifest.json").write_text(json.dumps({**told, "images": list(images)}))
         with pytest.raises(ValueError, match=message):
             brain_alignment.read(config)
+    # Sessions name their images alike.
+    (tmp_path / "manifest.json").write_text(json.dumps({**told, "image_sha256": np.roll(hashes, 1)[order].tolist()}))
+    with pytest.raises(ValueError, match=r"was extracted from others: 60 of 60 differ, first image0001\.jpg"):
+        brain_alignment.read(config)
+
+
+def test_files_that_hold_scored_images_do_not_train(files, tmp_path):
+    config = of_files(files)
+    config.update({"train": (f"{tmp_path}/others.npy",), "train_fraction": 0.0})
+    np.save(tmp_path / "others.npy", np.load(files / "others.npy"))
+    told = {"arrays": {"layer": {"file": "others.npy"}}, "images": [f"{i}.jpg" for i in range(50)]}
+    hashes = ["other"] * 49
+    (tmp_path / "manifest.json").write_text(json.dumps({**told, "image_sha256": [*hashes, "more"]}))
+    brain_alignment.read(config)
+    shown = Images(files / "images_123.zip").sha256()[0]
+    (tmp_path / "manifest.json").write_text(json.dumps({**told, "image_sha256": [*hashes, shown]}))
+    with pytest.raises(ValueError, match=r"others\.npy has 1 that are"):
+        brain_alignment.read(config)
+    config.train = (f"{files}/../{files.name}/layer.npy",)
+    with pytest.raises(ValueError, match=r"layer\.npy, which is scored too"):
+        brain_alignment.read(config)
 
 
 def test_bad_input_is_one_line_and_leaves_nothing_behind(files, tmp_path):

@@ -370,6 +370,10 @@ def test_bad_arrays(tmp_path):
     images = write_images(tmp_path / "images", ["1.png", "2.png"])
     with pytest.raises(ValueError, match=r"has 3 stimuli as stimuli,units, but 2 are named\."):
         brain.load_array(path, images=images)
+    images = write_images(tmp_path / "numbered", ["1.png", "2.png", "10.png"])
+    with pytest.raises(ValueError, match=r"numbered 10\.png comes before 2\.png as text and after it as a number"):
+        brain.load_array(path, images=images)
+    assert brain.load_array(path, images=images, stimuli=[1, 2, 10]).images.tolist() == ["1.png", "2.png", "10.png"]
     with pytest.raises(FileNotFoundError, match=r"none\.mat is not there"):
         brain.load_array(f"{tmp_path}/none.mat:a")
     savemat(tmp_path / "two.mat", {"a": np.ones((2, 2)), "b": 1, "c": {"d": 1}})

@@ -1,11 +1,12 @@
 import functools
+import json
 
 import numpy as np
 import pytest
 from test_experiments import assert_refused
 
 import superpos as sp
-from experiments import COMPARISONS, network_alignment
+from experiments import COMPARISONS, align, network_alignment
 from superpos import networks
 
 ROW = {"layer", "metric", "comparison", "mean", "std", "ci95", "n_seeds", "n_pairs"}
@@ -160,3 +161,30 @@ def test_bad_input_is_one_line_and_leaves_nothing_behind(files, tmp_path):
         ("--config.n_seeds=1",): "config.n_seeds must be at least 2, got 1",
     }
     assert_refused("network_alignment", cases, tmp_path / "run")
+
+
+def test_files_of_other_images_or_positions_are_not_paired(tmp_path):
+    config = align.get_config()
+    for side in ("source", "target"):
+        (tmp_path / side).mkdir()
+        np.save(tmp_path / side / "x.npy", np.random.default_rng(0).normal(size=(8, 4, 3)))
+        config[side] = f"{tmp_path}/{side}/x.npy"
+
+    def tell(side, **changes):
+        array = {"file": "x.npy", "grid": changes.pop("grid", [6, 6])}
+        told = {"images": list("abcdefgh"), "image_sha256": list("abcdefgh"), "position": 4, "seed": 0, "arrays": {"x": array}}
+        (tmp_path / side / "manifest.json").write_text(json.dumps({**told, **changes}))
+
+    tell("source")
+    align.read(config)  # of the target nothing is known
+    tell("target")
+    align.read(config)
+    for changes, message in (
+        ({"image_sha256": list("abcdefgx")}, "must be of the same images, but"),
+        ({"seed": 1}, r"the same positions .* has \(4, 0, \(6, 6\)\) and .* \(4, 1, \(6, 6\)\)"),
+        ({"grid": [3, 3]}, "must be of the same positions"),
+        ({"images": ["a"]}, r"config\.target: .* has 8 rows, but .* names 1 images"),
+    ):
+        tell("target", **changes)
+        with pytest.raises(ValueError, match=message):
+            align.read(config)

@@ -2,6 +2,7 @@ import importlib.util
 import json
 import subprocess
 import sys
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -82,6 +83,11 @@ def test_bad_images(tmp_path):
             io.Images(tmp_path / name)
     with pytest.raises(FileNotFoundError, match="missing is not there"):
         io.Images(tmp_path / "missing")
+    with zipfile.ZipFile(tmp_path / "twice.zip", "w") as archive, warnings.catch_warnings(action="ignore"):
+        archive.writestr("a.png", b"")
+        archive.writestr("a.png", b"")
+    with pytest.raises(ValueError, match=r"different names, but .* holds a\.png twice"):
+        io.Images(tmp_path / "twice.zip")
 
     Image.new("RGB", (64, 64), "red").save(tmp_path / "some" / "torn.jpg")
     torn = (tmp_path / "some" / "torn.jpg").read_bytes()
@@ -284,8 +290,11 @@ def test_another_configuration_is_refused(net, folder, tmp_path, torch):
     before = (tmp_path / "a" / "head.npy").read_bytes()
     with pytest.raises(ValueError, match=r"another configuration \(position\)"):
         extract(net, folder, tmp_path / "a", position="center")
+    extract(net, zipped(folder, tmp_path / "images.zip"), tmp_path / "a")  # the same images
+    with zipfile.ZipFile(tmp_path / "images.zip", "a") as archive:
+        archive.write(folder / "1.png", "z.png")
     with pytest.raises(ValueError, match=r"another configuration \(images_sha256\)"):
-        extract(net, zipped(folder, tmp_path / "images.zip"), tmp_path / "a")
+        extract(net, tmp_path / "images.zip", tmp_path / "a")
     kept = net.state_dict()["head.bias"].clone()
     with torch.no_grad():
         net.head.bias += 1
@@ -338,6 +347,7 @@ def test_weights_of_a_file_and_a_model_by_name(net, folder, tmp_path, torch, mon
         ({"layers": ["twice"]}, "twice runs more than once for an image"),
         ({"position": "middle"}, "position must be one of center, mean, all, class or a number of positions, got 'middle'"),
         ({"position": 0}, "position must be one of .*, got 0"),
+        ({"position": 2.5}, "position must be one of .*, got 2.5"),
         ({"position": 10}, "position must be at most the 9 positions of tokens, got 10"),
         ({"position": "class"}, r"position class needs a token before the grid, but stem.1 has none \(grid \(6, 6\)\)"),
         ({"dtype": "int8"}, "dtype must be float16 or float32, got 'int8'"),

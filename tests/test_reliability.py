@@ -51,6 +51,7 @@ def test_corrected_correlation_is_that_with_noiseless_units():
     [
         (np.zeros((1, 10, 2)), r"\(n_repeats, n_samples, n_units\), at least 2 repeats, got \(1, 10, 2\)"),
         (np.zeros((10, 2)), "n_repeats, n_samples, n_units"),
+        (np.full((2, 10, 2), np.inf), "finite, or NaN where missing, got 40 infinite"),
         (np.where(np.arange(20).reshape(1, 10, 2) == 7, np.nan, np.ones((2, 10, 2))), "repeats of sample 3 for unit 1"),
     ],
 )

@@ -58,6 +58,20 @@ def test_d_prime_knows_neither_scale_nor_shift_nor_order(labelled):
     np.testing.assert_allclose(sp.selectivity.d_prime(units[order], labels[order], 4), found, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(sp.selectivity.d_prime(5 * units - 7, labels, 4), found, rtol=1e-3, atol=1e-4)
     np.testing.assert_allclose(sp.selectivity.d_prime(-units, labels, 4), -found, rtol=1e-4, atol=1e-5)
+    small = units[:, [0, 1, 3, 5, 6]]  # whose variances are out of float32's range, once scaled
+    for scale in (np.float32(1e25), np.float32(1e-25)):
+        np.testing.assert_allclose(sp.selectivity.d_prime(scale * small, labels, 4), found[:, [0, 1, 3, 5, 6]], rtol=1e-4)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_unit_that_is_not_finite_is_not_taken_for_constant(labelled, value):
+    units, labels = labelled[0].copy(), labelled[1]
+    units[3, 5] = value
+    found = sp.selectivity.d_prime(units, labels, 4)
+    assert np.isnan(found[:, 5]).all()
+    assert np.isfinite(np.delete(found, 5, axis=1)).all()
+    with pytest.raises(ValueError, match="units must be finite, got 1 NaN or infinite values"):
+        sp.selectivity.top(units, 2)
 
 
 def test_d_prime_jits_and_maps_and_takes_half_precision(labelled):

@@ -1,11 +1,9 @@
 """Readers of recordings, one a layout. Pillow, h5netcdf and the data themselves are the user's to get: see each."""
 
 import csv
-import hashlib
 import importlib.util
 import os
 import re
-import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -268,7 +266,7 @@ def load_array(
         axes: the name of each axis in its order: stimuli, units and, for single trials (NaN where one is missing), repeats.
         stimuli, units, sessions: see `Recording`.
         images: folder or zip with an image for each stimulus: named by their identifiers where `stimuli` are given; otherwise
-            sorted by name, and the names are the identifiers.
+            sorted by name, and the names are the identifiers; numbers in them need zeros in front.
 
     Raises:
         FileNotFoundError: no such file.
@@ -280,7 +278,7 @@ def load_array(
     values = _ordered(_matlab(path) if re.search(r"\.mat(:|$)", str(path)) else data.load(str(path)), names, path)
     found = None
     if images is not None:
-        found = _names(images) if stimuli is None else _find(images, stimuli)
+        found = _in_order(images) if stimuli is None else _find(images, stimuli)
         stimuli = found if stimuli is None else stimuli
     if stimuli is not None and len(stimuli) != len(values):
         hint = _swapped(len(stimuli), values.shape)
@@ -305,12 +303,9 @@ def image_hashes(recording: Recording) -> np.ndarray:
     """
     if recording.images is None or recording.image_source is None:
         raise ValueError("the recording has no images: load it with images.")
-    source = Path(recording.image_source)
-    if source.is_dir():
-        found = {name: (source / name).read_bytes() for name in np.unique(recording.images)}
-        return np.array([hashlib.sha256(found[name]).hexdigest() for name in recording.images])
-    with zipfile.ZipFile(source) as archive:
-        return np.array([hashlib.sha256(archive.read(name)).hexdigest() for name in recording.images])
+    from superpos.networks.io import Images  # its package loads Flax, which takes seconds
+
+    return np.array(Images(recording.image_source).sha256(recording.images))
 
 
 def _first(folder, *names):
@@ -338,6 +333,22 @@ def _names(source):
     from superpos.networks.io import Images  # its package loads Flax, which takes seconds
 
     return Images(source).names
+
+
+def _in_order(source):
+    """The names of the images, if their order as text is that of the numbers in them."""
+    names = _names(source)
+
+    def numbers(name):
+        return [(part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in re.split(r"(\d+)", name) if part]
+
+    for name, other in zip(names, sorted(names, key=numbers), strict=True):
+        if name != other:
+            raise ValueError(
+                f"images must have one order, but of those in {source} {name} comes before {other} as text and after it as a "
+                "number: put zeros in front of the numbers, or name the stimuli."
+            )
+    return names
 
 
 def _numbered(source, pattern, example, n, n_units):

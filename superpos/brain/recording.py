@@ -32,7 +32,8 @@ class Recording:
 
     Raises:
         ValueError: neither responses nor repeats; axes or lengths that do not fit each other; values that are no real numbers;
-            NaN or infinity in responses, infinity in repeats, a stimulus without any repeat.
+            NaN or infinity in responses, infinity in repeats, a stimulus without any repeat; responses that are not the means
+            of the repeats.
 
     >>> recording = Recording(responses=np.arange(6.0).reshape(3, 2), stimuli=["a", "b", "a"])
     >>> recording.groups().tolist()
@@ -81,6 +82,10 @@ class Recording:
             raise ValueError(
                 f"responses must be finite (NaN marks a missing one in repeats only), got {_at(stimuli, i, unit)}."
             )
+        if self.responses is not None and repeats is not None:
+            means = np.ma.masked_invalid(repeats).mean(axis=1)  # of no repeats: masked, and agrees with anything
+            if not np.ma.allclose(means, responses, rtol=1e-2, atol=1e-2 * np.std(responses)):
+                raise ValueError("responses must be the means of the repeats where both are given: give one of them.")
         units = {name: np.asarray(values) for name, values in self.units.items()}
         for name, values in units.items():
             if values.shape != (n_units,):
@@ -355,7 +360,7 @@ def noise_ceiling(ncsnr: ArrayLike, n: ArrayLike = 1) -> Float[Array, " units"]:
     Raises:
         ValueError: a number of repeats below one.
     """
-    if not isinstance(n, jax.core.Tracer) and np.min(n) < 1:
+    if not isinstance(n, jax.core.Tracer) and not np.min(n) >= 1:
         raise ValueError(f"n must be at least one repeat, got {np.min(n):g}.")
     inverse = 1 / jnp.asarray(n)
     if inverse.ndim:
@@ -365,6 +370,8 @@ def noise_ceiling(ncsnr: ArrayLike, n: ArrayLike = 1) -> Float[Array, " units"]:
 
 def _numbers(name, values, axes):
     """The values as floats, float32 unless they are float64."""
+    if np.ma.is_masked(values):
+        raise ValueError(f"{name} must not be masked: fill what is missing with NaN, which repeats may hold.")
     values = np.asarray(values)
     if values.dtype.kind not in "fiub":
         raise ValueError(f"{name} must be real numbers, got {values.dtype}.")

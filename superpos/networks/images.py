@@ -161,11 +161,22 @@ class LabelledImages:
         images: `(n_images, height, width, 3)`, uint8 or floats in 0 to 1.
         labels: `(n_images,)`, the class of each.
         classes: their names; static.
+
+    Raises:
+        ValueError: labels that are not one for each image, or not 0 to the number of classes - 1.
     """
 
     images: Array | np.ndarray
     labels: Array | np.ndarray
     classes: tuple[str, ...] = dataclasses.field(metadata=STATIC)
+
+    def __post_init__(self):
+        if not isinstance(self.labels, np.ndarray):  # JAX rebuilds it with what is not an array
+            return
+        if self.labels.shape != (n := len(self.images),):
+            raise ValueError(f"labels must be ({n},), one for each image, got {self.labels.shape}.")
+        if n and not 0 <= self.labels.min() <= self.labels.max() < len(self.classes):
+            raise ValueError(f"labels must be 0 to {len(self.classes) - 1}, got {self.labels.min()} to {self.labels.max()}.")
 
     @property
     def n_classes(self) -> int:

@@ -12,7 +12,7 @@ import itertools
 import math
 import os
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from pathlib import Path
@@ -40,7 +40,8 @@ class Images:
 
     Raises:
         FileNotFoundError: no such folder or file.
-        ValueError: a file that is no zip, or no image in it; on reading one, that it is unreadable or has more than 8 bits.
+        ValueError: a file that is no zip, no image in it, or two of one name; on reading one, that it is unreadable or grey
+            with more than 8 bits (of colours Pillow keeps the upper 8).
     """
 
     def __init__(self, path: str | os.PathLike):
@@ -58,6 +59,20 @@ class Images:
         self.names = sorted(name for name in listed if name.lower().endswith(EXTENSIONS) and not _hidden(name))
         if not self.names:
             raise ValueError(f"images must hold at least one image ({', '.join(EXTENSIONS)}), but {self.path} has none.")
+        if again := [name for name, following in itertools.pairwise(self.names) if name == following]:
+            raise ValueError(f"images must have different names, but {self.path} holds {again[0]} twice.")
+
+    def sha256(self, names: Iterable[str] | None = None) -> list[str]:
+        """Of the files of these names, by default of all: equal for images that are the same byte for byte."""
+        names = self.names if names is None else list(map(str, names))
+        found = {}
+        for name in dict.fromkeys(names):
+            with self._open(name) as file:
+                found[name] = hashlib.file_digest(file, "sha256").hexdigest()
+        return [found[name] for name in names]
+
+    def _open(self, name: str) -> Any:
+        return self._zip.open(name) if self._zip else (self.path / name).open("rb")
 
     @property
     def folders(self) -> list[str]:
@@ -71,7 +86,7 @@ class Images:
         image_module = _needed("PIL.Image")
         name = self.names[index]
         try:
-            with self._zip.open(name) if self._zip else (self.path / name).open("rb") as file:
+            with self._open(name) as file:
                 image = image_module.open(file)
                 image.load()
         except (OSError, SyntaxError, ValueError, zipfile.BadZipFile, image_module.DecompressionBombError) as error:
@@ -162,8 +177,8 @@ def extract(
     """Activations of a vision model to images, written as one array a layer, which may be larger than memory.
 
     The workdir gets an array `<layer>.npy` or `<layer>.zarr` for each layer, and a `manifest.json`: what was computed, how
-    images were preprocessed, the positions, the names of the images in the order of the rows, and the versions. A call that
-    was killed goes on after the last batch that it finished when it is made again; another configuration is refused.
+    images were preprocessed, the positions, the names and hashes of the images in the order of the rows, and the versions. A
+    call that was killed goes on after the last batch that it finished when it is made again; another configuration is refused.
 
     A layer's output is `(images, channels, height, width)`, `(images, tokens, channels)` or `(images, channels)`. Its positions
     are those of its grid, counted row by row. Tokens are a square grid too: as many of the last ones as make up the largest
@@ -211,12 +226,14 @@ def extract(
     for name, number, least in (("batch_size", batch_size, 1), ("seed", seed, 0)):
         if number < least:
             raise ValueError(f"{name} must be at least {least}, got {number}.")
-    if position not in POSITIONS and (isinstance(position, str) or position < 1):
+    whole = isinstance(position, int | np.integer) and not isinstance(position, bool)
+    if position not in POSITIONS and not (whole and int(position) >= 1):
         raise ValueError(f"position must be one of {', '.join(POSITIONS)} or a number of positions, got {position!r}.")
     if isinstance(layers, str) or not layers or len(set(layers)) < len(layers):
         raise ValueError(f"layers must list at least one name, and none twice, got {layers!r}.")
     from tqdm import tqdm
 
+    position = int(position) if whole else position
     preprocessing = preprocessing or Preprocessing()
     stimuli = Images(images)
     network = _load(torch, model, weights, seed)
@@ -267,10 +284,12 @@ def extract(
             # Copied now, since later layers may work in place.
             return rows.float().cpu().numpy().astype(dtype)
 
+    hashes = stimuli.sha256()
+    listed = "".join(f"{name} {digest}\n" for name, digest in zip(stimuli.names, hashes, strict=True))
     described = {
         "model": model if isinstance(model, str) else f"{type(model).__module__}.{type(model).__qualname__}",
         "weights_sha256": _weights_sha256(torch, network),
-        "images_sha256": data.fingerprint(str(images)),
+        "images_sha256": hashlib.sha256(listed.encode()).hexdigest(),
         "layers": list(layers),
         "position": position,
         "seed": seed,
@@ -287,8 +306,8 @@ def extract(
     done = read_json(counter)["images"] if counter.exists() and all(file.exists() for file in files.values()) else 0
     if done == 0:
         versions = {**environment(), **_versions("torch", "torchvision", "timm", "pillow")}
-        manifest = {**described, "arrays": arrays, "images": stimuli.names, "environment": versions}
-        write_json(run.path / "manifest.json", manifest)
+        told = {**described, "arrays": arrays, "images": stimuli.names, "image_sha256": hashes, "environment": versions}
+        write_json(run.path / "manifest.json", told)
         for grid, positions in sampled.items():
             np.save(run.path / f"positions_{'x'.join(map(str, grid))}.npy", positions)
     writers = {layer: _writer(files[layer], arrays[layer]["shape"], dtype, format, new=done == 0) for layer in layers}
@@ -313,6 +332,22 @@ def extract(
             write_json(counter, {"images": batch.stop})
             bar.update(len(batch))
     return {layer: data.load(str(file)) for layer, file in files.items()}
+
+
+def manifest(path: str | os.PathLike) -> dict[str, Any] | None:
+    """What `extract` wrote beside one of its arrays, and as "array" what it wrote of this one; None for other files.
+
+    Raises:
+        ValueError: rows that are not as many as the images that are named.
+    """
+    file = Path(path).parent / "manifest.json"
+    told = read_json(file) if file.is_file() else {}
+    own = [array for array in told.get("arrays", {}).values() if array["file"] == Path(path).name]
+    if not own:
+        return None
+    if len(told["images"]) != (n := data.load(str(path)).shape[0]):
+        raise ValueError(f"{path} has {n} rows, but {file} names {len(told['images'])} images.")
+    return {**told, "array": own[0]}
 
 
 def _load(torch, model, weights, seed):
