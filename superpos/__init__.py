@@ -60,6 +60,8 @@ from superpos.alignment import align, align_stream, assign_folds, reads, score
 from superpos.sweeps import sweep
 from superpos.training import fit, fit_stream
 
+__version__ = "0.1.0"
+
 __all__ = [
     "align",
     "align_stream",
