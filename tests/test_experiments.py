@@ -196,8 +196,10 @@ def test_align_takes_trained_saes(activations, conduct, tmp_path):
     config.source_sae = str(tmp_path / "it")
     config.target, config.target_axes = config.source, ""
     # The other side is what these latents are: each is matched with itself.
-    np.save(tmp_path / "latents.npy", np.maximum(np.load(config.source) @ mixing, 0))
-    config.target, config.target_train = f"{tmp_path}/latents.npy", f"{tmp_path}/latents.npy"
+    latents = np.maximum(np.load(config.source) @ mixing, 0)
+    np.save(tmp_path / "latents.npy", latents)
+    np.save(tmp_path / "others.npy", latents[::-1])
+    config.target, config.target_train = f"{tmp_path}/latents.npy", f"{tmp_path}/others.npy"
     _, results = conduct(align, config)
     rows = {row["comparison"]: row for row in results["rows"]}
     np.testing.assert_allclose(rows["sae->neuron"]["mean"], 1, atol=1e-4)
@@ -219,11 +221,16 @@ def test_groups_straddle_neither_the_split_nor_folds(activations):
     assert not trained & scored
 
 
-def test_training_files_leave_all_samples_to_be_scored(activations):
+def test_training_files_leave_all_samples_to_be_scored(activations, tmp_path):
     config = small_align(activations)
-    config.source_train, config.target_train = config.source, config.target
+    for side in align.SIDES:
+        config[f"{side}_train"] = f"{tmp_path}/{side}.npy"
+        np.save(tmp_path / f"{side}.npy", np.load(config[side])[::-1])
     loaded = align.read(config)
     assert len(loaded["groups"]) == 360
+    config.source_train = config.source
+    with pytest.raises(ValueError, match=r"config\.source_train must hold .*, which is scored too"):
+        align.read(config)
 
 
 BAD = [
@@ -242,7 +249,8 @@ BAD = [
     (["--config.source={}/a.npy", "--config.target={}/a.npy", "--config.n_folds=100"], "number of groups, 60, got 100"),
     (["--config.train_fraction=2", "--config.source={}/a.npy", "--config.target={}/a.npy"], "train_fraction must be"),
     (["--config.nonsense=1"], "config has no field 'nonsense'"),
-    (["--config.sae.kk=1"], "config has no field 'kk'"),
+    (["--config.sae.kk=1"], "config has no field 'kk' (near it: k); its fields are"),
+    (["--config.sorce=a.npy"], "config has no field 'sorce' (near it: source"),
     (["--config.seed=-1"], "config.seed must be between 0 and"),
     (["--config.seed=three"], "seed"),
     (["--config.sae.learning_rate=nan"], "config.sae.learning_rate must be finite and at least 0, got nan"),
