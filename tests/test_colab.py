@@ -26,7 +26,10 @@ SMALL = {
 INSTALL = """try:
     import superpos as sp
 except ImportError:
-    %pip install -q "superpos @ git+https://github.com/superpos/superpos"
+    import shutil
+
+    cuda = "jax[cuda12]" if shutil.which("nvidia-smi") else ""  # so that pip keeps JAX and its CUDA plugin of one version
+    %pip install -q "superpos @ git+https://github.com/superpos/superpos" $cuda
     import superpos as sp"""
 
 each = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
