@@ -127,6 +127,10 @@ def _told(field, path):
         raise ValueError(f"config.{field}: {error}") from error
 
 
+def _hashes(field, path):
+    return (_told(field, path) or {}).get("image_sha256", ())
+
+
 def _check_pairing(source, target):
     """Refuses two files of `experiments.extract` whose rows are of other images or other positions."""
     a, b = _told("source", source), _told("target", target)
@@ -155,11 +159,16 @@ def refuse_scored(field: str, training: Iterable[str], scored: Iterable[str], ha
     Raises:
         ValueError: it names the file.
     """
-    for path, other in itertools.product(training, scored):
-        if Path(path).resolve() == Path(other).resolve():
+    training, scored = list(training), list(scored)
+    files = {Path(path).resolve() for path in scored}
+    for path in training:
+        if Path(path).resolve() in files:
             raise ValueError(f"config.{field} must hold images that are not scored, got {path}, which is scored too.")
-        images = (_told(field, other) or {}).get("image_sha256", ()) if hashes is None else hashes
-        if shared := set(images) & set((_told(field, path) or {}).get("image_sha256", ())):
+    if hashes is None:
+        hashes = itertools.chain.from_iterable(_hashes(field, path) for path in scored if training)
+    images = set(hashes)
+    for path in training:
+        if shared := images.intersection(_hashes(field, path)):
             raise ValueError(f"config.{field} must hold images that are not scored, but {path} has {len(shared)} that are.")
 
 

@@ -193,20 +193,22 @@ def activations(field: str, path: str) -> np.ndarray:
     return array.reshape(len(array), -1, array.shape[-1])
 
 
-def line_up(array: np.ndarray, path: str, recording: Recording) -> np.ndarray:
+def line_up(array: np.ndarray, path: str, recording: Recording, hashes: np.ndarray | None) -> np.ndarray:
     """Rows in the order of the recording, by the names of the images where `experiments.extract` left them beside the file.
+
+    `hashes` are those of the recording's images, None where it has none.
 
     Raises:
         ValueError: an image of the recording is not among those names, or is another; or there are not as many as rows.
     """
     try:
         told = manifest(path)
-        if told is None or recording.images is None:
+        if told is None or hashes is None:
             return array
         rows = recording.rows(told["images"])
     except ValueError as error:
         raise ValueError(f"config.activations: {path}: {error}") from error
-    differ = np.flatnonzero(np.array(told["image_sha256"])[rows] != sp.brain.image_hashes(recording))
+    differ = np.flatnonzero(np.array(told["image_sha256"])[rows] != hashes)
     if len(differ):  # every session of V4 has an image0001.jpg
         raise ValueError(
             f"config.activations must be of the recording's images, but {path} was extracted from others: {len(differ)} of "
@@ -243,7 +245,7 @@ def read(config: ConfigDict) -> Material:
     Raises:
         ValueError: a file that is missing, or files and settings that do not fit each other.
     """
-    files, others, truth = tuple(config.activations), tuple(config.train), None
+    files, others, truth, copies = tuple(config.activations), tuple(config.train), None, None
     least = 0 if others else np.finfo(float).tiny
     if not least <= config.train_fraction < 1:
         raise ValueError(
@@ -262,8 +264,11 @@ def read(config: ConfigDict) -> Material:
         names = tuple(config.layers) or tuple(Path(path).name for path in files)
         if len(set(names)) != len(files):
             raise ValueError(f"config.layers must name each of the {len(files)} files, and none alike, got {names}.")
+        # Copies of one image neither straddle folds nor are both trained on and scored.
+        copies = None if recording.images is None else sp.brain.image_hashes(recording)
         layers = {
-            name: line_up(activations("activations", path), path, recording) for name, path in zip(names, files, strict=True)
+            name: line_up(activations("activations", path), path, recording, copies)
+            for name, path in zip(names, files, strict=True)
         }
     n = len(recording.stimuli)
     for name, array in layers.items():
@@ -283,8 +288,6 @@ def read(config: ConfigDict) -> Material:
     except ValueError as error:
         raise ValueError(f"config.recording: {error}") from error
 
-    # Copies of one image neither straddle folds nor are both trained on and scored.
-    copies = None if recording.images is None else sp.brain.image_hashes(recording)
     training, scored = np.arange(0), np.arange(n)
     if config.train_fraction:
         training, scored = recording.split(1 - config.train_fraction, network_alignment.keys(config).images, copies)

@@ -144,7 +144,7 @@ def _fingerprints(paths):
 
 def _comments(compute):
     """What the comments in `get_config` of the experiment say, by the last name of the field that stands before them."""
-    source = inspect.getsource(inspect.unwrap(compute).__globals__["get_config"])
+    source = inspect.getsource(sys.modules[compute.__module__].get_config)
     return dict(re.findall(r'^ *(?:config\.|")(\w+)"?(?: = |: ).*?  # (.*)$', source, re.MULTILINE))
 
 

@@ -69,22 +69,24 @@ class Recording:
         if repeats is not None and np.isinf(repeats).any():
             i, _, unit = np.argwhere(np.isinf(repeats))[0]
             raise ValueError(f"repeats must be finite, or NaN where missing, got infinity: {_at(stimuli, i, unit)}.")
-        if responses is None:
+        if repeats is not None:
             count = np.sum(~np.isnan(repeats), axis=1)
+            means = np.nansum(repeats, axis=1, dtype=np.float64) / np.maximum(count, 1)
+        if responses is None:
             if (count == 0).any():
                 i, unit = np.argwhere(count == 0)[0]
                 raise ValueError(
                     f"repeats must have at least one for every stimulus and unit, got none: {_at(stimuli, i, unit)}."
                 )
-            responses = (np.nansum(repeats, axis=1, dtype=np.float64) / count).astype(repeats.dtype)
+            responses = means.astype(repeats.dtype)
         if not np.isfinite(responses).all():
             i, unit = np.argwhere(~np.isfinite(responses))[0]
             raise ValueError(
                 f"responses must be finite (NaN marks a missing one in repeats only), got {_at(stimuli, i, unit)}."
             )
         if self.responses is not None and repeats is not None:
-            means = np.ma.masked_invalid(repeats).mean(axis=1)  # of no repeats: masked, and agrees with anything
-            if not np.ma.allclose(means, responses, rtol=1e-2, atol=1e-2 * np.std(responses)):
+            near = np.isclose(means, responses, rtol=1e-2, atol=1e-2 * np.std(responses))
+            if not (near | (count == 0)).all():
                 raise ValueError("responses must be the means of the repeats where both are given: give one of them.")
         units = {name: np.asarray(values) for name, values in self.units.items()}
         for name, values in units.items():
