@@ -20,6 +20,7 @@ What there is to compare:
 - `features`, `arrangements`, `toy`: sparse features, how units mix them, and models that learn to.
 - `sae`, `evaluation`: sparse autoencoders, and how good they are.
 - `brain`: recordings, read from files or simulated.
+- `views`: ways to read a representation, such as an SAE and its controls.
 - `networks`: vision networks, and activations of PyTorch models; `from superpos import networks`, as Flax is slow to load.
 - `data`: readers of activations, such as `data.Batches` for `fit_stream`.
 
@@ -55,6 +56,7 @@ from superpos import (
     toy,
     training,
     transport,
+    views,
 )
 from superpos.alignment import align, align_stream, assign_folds, reads, score
 from superpos.sweeps import sweep
@@ -90,4 +92,5 @@ __all__ = [
     "toy",
     "training",
     "transport",
+    "views",
 ]
