@@ -1,6 +1,6 @@
 """Views: one file a way to read a representation, one interface.
 
-`fit(key, draw) -> params` on samples that are not scored, `encode(params, x) -> (n, k)` on those that are, `describe`. A control
+`fit(key, draw) -> params` on samples that are not scored, `encode(params, x) -> (n, k)` on those that are. A control
 is a view: what could explain a gain besides superposition stands beside it as one more entry of a dictionary.
 
 To add one: write it in a file here, and name it in `VIEWS`.

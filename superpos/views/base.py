@@ -99,7 +99,7 @@ class View:
         """Raises a ValueError where the settings do not fit a side of so many units, or of so many samples to fit on."""
 
     def prepare(self, draw: Draw) -> Self:
-        """The view with what it must know of a side before programs are built, such as a number of active latents; on the host."""
+        """On the host: the view with what it must know of a side before programs are built, such as an SAE's active latents."""
         del draw
         return self
 

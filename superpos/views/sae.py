@@ -159,7 +159,7 @@ class Untrained(View):
     (32, 8)
     """
 
-    of: Any = dataclasses.field(default=SAE(), metadata=STATIC)  # noqa: RUF009
+    of: Any = dataclasses.field(default=SAE(), metadata=STATIC)
 
     random = True
     label = "untrained latents"
@@ -195,7 +195,7 @@ class Reconstruction(View):
     (32, 4)
     """
 
-    of: Any = dataclasses.field(default=SAE(), metadata=STATIC)  # noqa: RUF009
+    of: Any = dataclasses.field(default=SAE(), metadata=STATIC)
 
     label = "reconstructions"
     colour = "#CC79A7"
@@ -230,7 +230,7 @@ class Both(View):
     (32, 12)
     """
 
-    of: Any = dataclasses.field(default=SAE(), metadata=STATIC)  # noqa: RUF009
+    of: Any = dataclasses.field(default=SAE(), metadata=STATIC)
 
     label = "latents and neurons"
     colour = "#56B4E9"

@@ -31,7 +31,7 @@ class Top(View):
     [[0.0, 1.0], [9.0, 3.0]]
     """
 
-    of: Any = dataclasses.field(default=Neuron(), metadata=STATIC)  # noqa: RUF009
+    of: Any = dataclasses.field(default=Neuron(), metadata=STATIC)
     m: int | None = dataclasses.field(default=None, metadata=STATIC)
     by: str = dataclasses.field(default="variance", metadata=STATIC)
     target: Any = dataclasses.field(default=None, metadata=STATIC)
