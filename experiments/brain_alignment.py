@@ -408,7 +408,7 @@ def compute(config: ConfigDict, run: Run) -> dict[str, Any]:
     study = Study(config, material)
     reliability = reliabilities(material.scored, config.minimum)
     # What can fail fails here, before anything is trained: dead layers, too few images for folds and blocks, an unfit k.
-    sp.alignment.deal(study.fold_ids, study.n_folds, config.n_blocks, jax.random.key(0), study.stimuli)
+    sp.folds.deal(study.fold_ids, study.n_folds, config.n_blocks, jax.random.key(0), study.stimuli)
     for array in material.layers.values():
         sp.alignment.check(array.mean(axis=1), material.scored.responses, study.fold_ids, None, None, None)
         study.sae(array.shape[-1], {})

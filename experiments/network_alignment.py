@@ -239,7 +239,7 @@ class Study:
         if len(self.sides) == 1:
             return {name: score.mean for name, score in sp.align(*ends, **settings).items()}
         found = sp.stats.jackknife(*ends, **settings, groups=self.groups[layer], n_blocks=self.config.n_blocks)
-        return {name: {"mean": score.mean, "without": score.without} for name, score in found.items()}
+        return {name: {"mean": score.mean, "replicates": score.replicates} for name, score in found.items()}
 
     def principal_components(self) -> dict[str, dict[str, np.ndarray]]:
         """Of each side and layer, as many as latents, at most two a unit: `(n_networks, n_samples, n_components)`."""
@@ -519,7 +519,7 @@ def _square(study, values):
 
 def _over_saes(score):
     """The jackknifed score of all SAEs together."""
-    return sp.stats.Jackknife(score["mean"].mean(), score["without"].mean(axis=0))
+    return sp.stats.Jackknife(score["mean"].mean(), score["replicates"].mean(axis=0))
 
 
 def over_images(score: dict[str, Any]) -> dict[str, Any]:

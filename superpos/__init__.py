@@ -32,8 +32,8 @@ What is measured:
 - `sparse_coding`, `probe`: controls that know the truth, an oracle and a supervised read-out.
 - `selectivity`: what single units stand for.
 
-What it is made of: `alignment`, `training` and `sweeps` (where the functions above live), `transport` (exact matching),
-`linalg`, and for programs `results` (a run's folder) and `plotting`.
+What it is made of: `alignment`, `streaming`, `training` and `sweeps` (where the functions above live), `folds`, `checks` (of
+what callers pass), `transport` (exact matching), `linalg`, and for programs `results` (a run's folder) and `plotting`.
 """
 
 from superpos import (
@@ -42,6 +42,7 @@ from superpos import (
     brain,
     evaluation,
     features,
+    folds,
     linalg,
     metrics,
     moments,
@@ -51,6 +52,7 @@ from superpos import (
     selectivity,
     sparse_coding,
     stats,
+    streaming,
     sweeps,
     theory,
     toy,
@@ -58,7 +60,9 @@ from superpos import (
     transport,
     views,
 )
-from superpos.alignment import align, align_stream, assign_folds, reads, score
+from superpos.alignment import align, reads, score
+from superpos.folds import assign_folds
+from superpos.streaming import align_stream
 from superpos.sweeps import sweep
 from superpos.training import fit, fit_stream
 
@@ -75,6 +79,7 @@ __all__ = [
     "features",
     "fit",
     "fit_stream",
+    "folds",
     "linalg",
     "metrics",
     "moments",
@@ -86,6 +91,7 @@ __all__ = [
     "selectivity",
     "sparse_coding",
     "stats",
+    "streaming",
     "sweep",
     "sweeps",
     "theory",

@@ -405,9 +405,10 @@ class MutualKNN(Metric):
 
     Neighbours by cosine similarity of patterns over live units, a sample not being its own; samples whose pattern is zero on
     either side, which has no direction, are left out of both. Symmetric. Chance is k / (n - 1) for folds of n samples without
-    ties; where many patterns are the same, as those of very sparse units are, it is higher: see `sp.stats.chance`. Invariant
-    to rotation and isotropic scaling, not to adding a constant to a unit; constants above a hundred standard deviations cost
-    float32 its digits. NaN for folds of at most k samples. Source: Huh et al. 2024, "The platonic representation hypothesis".
+    ties; where many patterns are the same, as those of very sparse units are, it is higher: see `sp.stats.permutation_test`.
+    Invariant to rotation and isotropic scaling, not to adding a constant to a unit; constants above a hundred standard
+    deviations cost float32 its digits. NaN for folds of at most k samples. Source: Huh et al. 2024, "The platonic
+    representation hypothesis".
 
     Attributes:
         k: number of neighbours; below the number of samples in a fold.
@@ -458,8 +459,8 @@ class Jaccard(Metric):
 
     The support of a unit is the set of samples on which it is positive; J = |A ∩ B| / |A ∪ B|; score = mean of the highest J
     over live target units that are positive somewhere in the fold. Not symmetric. Nothing is fitted: the best of many units
-    is above chance, and only a permutation null (`sp.stats.chance`) says by how much. Invariant to permuting units and
-    scaling them by positive factors; meant for non-negative, sparse units, as SAE latents are. Source: Jaccard 1901.
+    is above chance, and only a permutation null (`sp.stats.permutation_test`) says by how much. Invariant to permuting units
+    and scaling them by positive factors; meant for non-negative, sparse units, as SAE latents are. Source: Jaccard 1901.
 
     Details: `partner`, `(folds, n_target)`, the source unit of the highest J.
     """

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jaxtyping import Array, Float
 
 from superpos import transport
 from superpos.metrics.base import Metric, Score, correlations, from_folds, from_units, safe_divide, safe_sqrt
@@ -198,6 +199,10 @@ class PartialSoftMatch(Metric):
             "gap": gap,
         }
         return Score(jnp.mean(folds), folds, jnp.where(matched, safe_divide(paired, received), jnp.nan), details)
+
+    def weigh(self, score: Score, weights: Float[Array, "*folds target"]) -> Score:
+        """The score in which units count by their weights times the mass that they receive, which they count by without."""
+        return super().weigh(score, weights * score.details["target_mass"])
 
 
 def _with_partner(moments, partner):

@@ -1,7 +1,7 @@
 """How much of the ground truth a representation shows: the target units are the true features.
 
 Nothing is fitted: each held-out part is scored alone, so that `folds=None` or moments of one fold score all samples. The best
-of many units is above chance in few samples; a permutation null (`sp.stats.chance`) says by how much.
+of many units is above chance in few samples; a permutation null (`sp.stats.permutation_test`) says by how much.
 """
 
 import dataclasses
