@@ -525,7 +525,7 @@ def summary(score: Any, comparison: str, reliability: np.ndarray | None, minimum
         found = sp.stats.over_units(of_sites)
         row |= {"ci95_sites": found["ci95"], "n_sites": found["n_units"]}
         if reliability is not None:
-            corrected = sp.reliability.correct(of_sites, reliability, minimum)
+            corrected = sp.reliability.disattenuate(of_sites, reliability, minimum)
             found = sp.stats.over_units(corrected)
             row |= {"corrected": found["mean"], "corrected_ci95_sites": found["ci95"]}
             row["n_excluded"] = int(corrected.details["n_excluded"])

@@ -303,7 +303,7 @@ def tabulate(labelled: Labelled, d_primes: dict[str, dict[str, np.ndarray]], thr
                 values = {
                     "best": np.mean(crossed),
                     "above": above.sum(axis=1).mean(),
-                    "effective": np.mean(sp.selectivity.effective_number(d)),
+                    "effective": np.mean(sp.selectivity.participation_ratio(d)),
                     "selective": selective.mean(),
                     "categories": above.sum(axis=0)[selective].mean() if selective.any() else math.nan,
                 }
