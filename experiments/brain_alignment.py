@@ -31,8 +31,9 @@ from experiments.network_alignment import describe, over_images, paired_over_ima
 from superpos import data as readers
 from superpos import plotting
 from superpos.brain import Recording
+from superpos.images import Images
 from superpos.metrics import Score
-from superpos.networks.io import Images, manifest
+from superpos.networks.io import manifest
 from superpos.results import Run
 
 FILES = ("activations", "train", "path", "folds", "sessions", "stimulus_set")

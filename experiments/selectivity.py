@@ -25,8 +25,8 @@ import superpos as sp
 from experiments import align, command, network_alignment
 from superpos import data as readers
 from superpos import plotting
+from superpos.images import Images
 from superpos.networks import CNN, Classifier, ShapesAndTextures
-from superpos.networks.io import Images
 from superpos.results import Run
 
 KINDS = ("neuron", "sae", "random_sae")

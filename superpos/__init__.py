@@ -21,6 +21,7 @@ What there is to compare:
 - `sae`, `evaluation`: sparse autoencoders, and how good they are.
 - `brain`: recordings, read from files or simulated.
 - `networks`: vision networks, and activations of PyTorch models; `from superpos import networks`, as Flax is slow to load.
+- `images`: images from folders, archives and arrays.
 - `data`: readers of activations, such as `data.Batches` for `fit_stream`.
 
 What is measured:
@@ -41,6 +42,7 @@ from superpos import (
     brain,
     evaluation,
     features,
+    images,
     linalg,
     metrics,
     moments,
@@ -73,6 +75,7 @@ __all__ = [
     "features",
     "fit",
     "fit_stream",
+    "images",
     "linalg",
     "metrics",
     "moments",

@@ -27,7 +27,7 @@ class Recording:
         stimuli: `(n_stimuli,)` identifiers, by default 0, 1, ...; one that occurs twice is the same stimulus.
         units: metadata of the units by name, each `(n_units,)`: area, subject, hemisphere.
         sessions: labels of when responses were taken, `(n_stimuli,)`, or `(n_stimuli, n_repeats)` of each trial.
-        images: `(n_stimuli,)` names of the images within `image_source`, as `superpos.networks.io.Images` names them.
+        images: `(n_stimuli,)` names of the images within `image_source`, as `superpos.images.Images` names them.
         image_source: the folder or zip that holds the images.
 
     Raises:
