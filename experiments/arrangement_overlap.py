@@ -69,7 +69,7 @@ class Study(toy_alignment.Toys):
     def score(state_a, state_b, eval_key):
         """What both models share, and how alike they arrange it."""
         a, b = state_a["W"], state_b["W"]
-        overlap = sp.arrangements.overlap(a, b)
+        overlap = sp.arrangements.norm_products(a, b)
         shared = overlap >= 1
         norms = (sp.arrangements.feature_norms(weights) for weights in (a, b))
         key = jax.random.fold_in(jax.random.fold_in(eval_key, state_a["bits"]), state_b["bits"])  # one of this pair

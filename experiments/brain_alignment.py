@@ -31,8 +31,9 @@ from experiments.network_alignment import describe, over_images, paired_over_ima
 from superpos import data as readers
 from superpos import plotting
 from superpos.brain import Recording
+from superpos.images import Images
 from superpos.metrics import Score
-from superpos.networks.io import Images, manifest
+from superpos.networks.io import manifest
 from superpos.results import Run
 
 FILES = ("activations", "train", "path", "folds", "sessions", "stimulus_set")
@@ -525,7 +526,7 @@ def summary(score: Any, comparison: str, reliability: np.ndarray | None, minimum
         found = sp.stats.over_units(of_sites)
         row |= {"ci95_sites": found["ci95"], "n_sites": found["n_units"]}
         if reliability is not None:
-            corrected = sp.reliability.correct(of_sites, reliability, minimum)
+            corrected = sp.reliability.disattenuate(of_sites, reliability, minimum)
             found = sp.stats.over_units(corrected)
             row |= {"corrected": found["mean"], "corrected_ci95_sites": found["ci95"]}
             row["n_excluded"] = int(corrected.details["n_excluded"])

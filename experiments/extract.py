@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 
 from experiments import command
 from superpos import data, plotting
+from superpos.images import Preprocessing
 from superpos.networks import io
 from superpos.results import Run
 
@@ -65,7 +66,7 @@ def compute(config: ConfigDict, run: Run) -> dict[str, Any]:
             raise ValueError(
                 f"config.preprocessing.{name} must be three numbers like 0.5,0.5,0.5, got {given[name]!r}."
             ) from None
-    settings["preprocessing"] = io.Preprocessing(**given)
+    settings["preprocessing"] = Preprocessing(**given)
     settings["device"] = settings["device"] or None
     if settings["position"].isdigit():
         settings["position"] = int(settings["position"])

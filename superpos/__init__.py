@@ -22,6 +22,7 @@ What there is to compare:
 - `brain`: recordings, read from files or simulated.
 - `views`: ways to read a representation, such as an SAE and its controls.
 - `networks`: vision networks, and activations of PyTorch models; `from superpos import networks`, as Flax is slow to load.
+- `images`: images from folders, archives and arrays.
 - `data`: readers of activations, such as `data.Batches` for `fit_stream`.
 
 What is measured:
@@ -43,6 +44,7 @@ from superpos import (
     evaluation,
     features,
     folds,
+    images,
     linalg,
     metrics,
     moments,
@@ -80,6 +82,7 @@ __all__ = [
     "fit",
     "fit_stream",
     "folds",
+    "images",
     "linalg",
     "metrics",
     "moments",

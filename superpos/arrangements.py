@@ -254,8 +254,8 @@ def polysemanticity(arrangement: Arrangement) -> Float[Array, " units"]:
     return jnp.where(fourth > 0, total**2 / jnp.where(fourth > 0, fourth, 1), 0)
 
 
-def overlap(a: Arrangement, b: Arrangement) -> Float[Array, " features"]:
-    """How much both models represent each feature: the product of its norms; it counts as shared from 1 on.
+def norm_products(a: Arrangement, b: Arrangement) -> Float[Array, " features"]:
+    """How much two models both represent each feature: the product of its norms. From 1 on the paper calls it shared.
 
     Source: Longon, Klindt & Khosla, arXiv 2510.03186, toy models.
 

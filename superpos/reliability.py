@@ -75,8 +75,10 @@ def _split_half(responses, key, n_splits):
     return spearman_brown(r, jnp.mean(1 / half, axis=0) / jnp.mean(1 / repeats, axis=0))
 
 
-def correct(score: Score, reliability: ArrayLike, minimum: float = 0.1) -> Score:
-    """A score whose unit correlations are divided by the noise ceiling of the target units: r / √reliability.
+def disattenuate(score: Score, reliability: ArrayLike, minimum: float = 0.1) -> Score:
+    """A score corrected for attenuation: unit correlations are divided by the target units' noise ceiling, r / √reliability.
+
+    Source: Spearman 1904, "The proof and measurement of association between two things", with a source that is free of noise.
 
     Args:
         score: of a metric whose units are correlations: matching or regression.

@@ -1,8 +1,8 @@
 """What units stand for: how well each tells a category, how many of them share one, and which samples drive a unit most.
 
 Neurons and latents are units alike. With d′ of all units at hand, `d > 1` summed over units counts those that a category uses,
-summed over categories those that a unit responds to; `effective_number` does the same without a threshold. Such counts depend
-on how many units there are and how many are active at once: compare latents with those of untrained SAEs.
+summed over categories those that a unit responds to; `participation_ratio` does the same without a threshold. Such counts
+depend on how many units there are and how many are active at once: compare latents with those of untrained SAEs.
 """
 
 import functools
@@ -116,7 +116,7 @@ def most_selective(
     return units, jnp.take_along_axis(measure, units[:, None], axis=1)[:, 0]
 
 
-def effective_number(d: Float[Array, "..."], axis: int = -1) -> Float[Array, "..."]:
+def participation_ratio(d: Float[Array, "..."], axis: int = -1) -> Float[Array, "..."]:
     """How many units a category is spread over (axis -1), or how many categories a unit responds to (axis 0).
 
     The participation ratio (Σ w)² / Σ w² of w = max(d′, 0)²: 1 where one unit has it all, n where n have equal shares. Squares,
@@ -132,7 +132,7 @@ def effective_number(d: Float[Array, "..."], axis: int = -1) -> Float[Array, "..
     Returns:
         The shape of `d` without the axis; 0 where no d′ is positive.
 
-    >>> effective_number(jnp.array([[2.0, 2.0, -1.0], [0.0, 3.0, 0.0]])).tolist()
+    >>> participation_ratio(jnp.array([[2.0, 2.0, -1.0], [0.0, 3.0, 0.0]])).tolist()
     [2.0, 1.0]
     """
     weights = jnp.clip(d, 0, 1e6) ** 2

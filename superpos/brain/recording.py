@@ -27,7 +27,7 @@ class Recording:
         stimuli: `(n_stimuli,)` identifiers, by default 0, 1, ...; one that occurs twice is the same stimulus.
         units: metadata of the units by name, each `(n_units,)`: area, subject, hemisphere.
         sessions: labels of when responses were taken, `(n_stimuli,)`, or `(n_stimuli, n_repeats)` of each trial.
-        images: `(n_stimuli,)` names of the images within `image_source`, as `superpos.networks.io.Images` names them.
+        images: `(n_stimuli,)` names of the images within `image_source`, as `superpos.images.Images` names them.
         image_source: the folder or zip that holds the images.
 
     Raises:
@@ -161,7 +161,7 @@ class Recording:
     def reliability(self, key: Key[Array, ""] | None = None, n_splits: int = 100) -> Float[Array, " units"]:
         """Reliability of the averaged responses from halves of the repeats; its root is the ceiling of a correlation.
 
-        See `superpos.reliability.split_half`, whose result this is, `(n_units,)`, and `superpos.reliability.correct`.
+        See `superpos.reliability.split_half`, whose result this is, `(n_units,)`, and `superpos.reliability.disattenuate`.
 
         Raises:
             ValueError: no repeats, a stimulus with fewer than two, or a unit that is constant.
@@ -349,8 +349,8 @@ def ncsnr(repeats: ArrayLike) -> Float[Array, " units"]:
 def noise_ceiling(ncsnr: ArrayLike, n: ArrayLike = 1) -> Float[Array, " units"]:
     """Share of the variance of responses, averaged over n repeats, that is signal: ncsnr² / (ncsnr² + 1 / n).
 
-    It is the reliability that `superpos.reliability.correct` takes, and its root is the ceiling of a correlation. Source: Allen
-    et al. 2022, who give it in per cent, and where stimuli have unequal numbers of repeats put the mean of 1 / n for 1 / n.
+    It is the reliability that `superpos.reliability.disattenuate` takes, and its root is the ceiling of a correlation. Source:
+    Allen et al. 2022, who give it in per cent, and put the mean of 1 / n for 1 / n where numbers of repeats are unequal.
 
     Args:
         ncsnr: `(n_units,)`.

@@ -3,7 +3,7 @@
 Superposition deflates them less than matching: a linear map can undo part of a mixture, but not what rectification cut off.
 
 All of them score a fold by the mean over live target units of the Pearson correlation r between prediction and held-out
-response; `details["r2"]`, `(folds, n_target)`, holds 1 - error / variance on the held-out part. `sp.reliability.correct`
+response; `details["r2"]`, `(folds, n_target)`, holds 1 - error / variance on the held-out part. `sp.reliability.disattenuate`
 divides r by the square root of a unit's reliability. With `weights=True`, `details` also hold `weights`, `(folds, n_source,
 n_target)`, and `intercept`, `(folds, n_target)`, in the units of the data.
 """

@@ -1,4 +1,4 @@
-"""Images from a folder or a zip, and the activations of PyTorch models to them, as files.
+"""The activations of PyTorch models to images, as files.
 
 It needs the extra `torch`: `pip install 'superpos[torch]'`.
 """
@@ -11,149 +11,19 @@ import importlib
 import itertools
 import math
 import os
-import zipfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
 
 from superpos import data
-from superpos.networks.images import LabelledImages
+from superpos.images import Images, Preprocessing
 from superpos.results import Run, environment, read_json, shows_progress, write_json
 
-EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 POSITIONS = ("center", "mean", "all", "class")
-
-
-class Images:
-    """Images of a folder, with all folders in it, or of a zip; `images[i]` decodes one, as a Pillow image in RGB.
-
-    Args:
-        path: the folder or the zip. Files that are hidden, or have none of `EXTENSIONS`, are left out.
-
-    Attributes:
-        names: paths within the folder or the zip, sorted as text: the identifiers of the stimuli.
-
-    Raises:
-        FileNotFoundError: no such folder or file.
-        ValueError: a file that is no zip, no image in it, or two of one name; on reading one, that it is unreadable or grey
-            with more than 8 bits (of colours Pillow keeps the upper 8).
-    """
-
-    def __init__(self, path: str | os.PathLike):
-        self.path = Path(path)
-        if not self.path.exists():
-            raise FileNotFoundError(f"images must be a folder or a zip, but {self.path} is not there.")
-        if self.path.is_dir():
-            self._zip = None
-            listed = (file.relative_to(self.path).as_posix() for file in self.path.rglob("*") if file.is_file())
-        elif zipfile.is_zipfile(self.path):
-            self._zip = zipfile.ZipFile(self.path)
-            listed = (name for name in self._zip.namelist() if not name.endswith("/"))
-        else:
-            raise ValueError(f"images must be a folder or a zip, but {self.path} is neither.")
-        self.names = sorted(name for name in listed if name.lower().endswith(EXTENSIONS) and not _hidden(name))
-        if not self.names:
-            raise ValueError(f"images must hold at least one image ({', '.join(EXTENSIONS)}), but {self.path} has none.")
-        if again := [name for name, following in itertools.pairwise(self.names) if name == following]:
-            raise ValueError(f"images must have different names, but {self.path} holds {again[0]} twice.")
-
-    def sha256(self, names: Iterable[str] | None = None) -> list[str]:
-        """Of the files of these names, by default of all: equal for images that are the same byte for byte."""
-        names = self.names if names is None else list(map(str, names))
-        found = {}
-        for name in dict.fromkeys(names):
-            with self._open(name) as file:
-                found[name] = hashlib.file_digest(file, "sha256").hexdigest()
-        return [found[name] for name in names]
-
-    def _open(self, name: str) -> Any:
-        return self._zip.open(name) if self._zip else (self.path / name).open("rb")
-
-    @property
-    def folders(self) -> list[str]:
-        """Where each image lies within the folder or the zip, "." at its top: its category, where there is one folder each."""
-        return [Path(name).parent.as_posix() for name in self.names]
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def __getitem__(self, index: int) -> Any:
-        image_module = _needed("PIL.Image")
-        name = self.names[index]
-        try:
-            with self._open(name) as file:
-                image = image_module.open(file)
-                image.load()
-        except (OSError, SyntaxError, ValueError, zipfile.BadZipFile, image_module.DecompressionBombError) as error:
-            raise ValueError(f"Image {name} in {self.path} cannot be read: {error}") from error
-        if image.mode.startswith(("I", "F")):  # Pillow would cut their values off
-            raise ValueError(f"Image {name} in {self.path} must have 8 bits a channel, got Pillow's mode {image.mode}.")
-        return image.convert("RGB")
-
-
-@dataclasses.dataclass(frozen=True)
-class Preprocessing:
-    """From an image to what a network reads: resized to a square, scaled to [0, 1], normalised.
-
-    Args:
-        size: height and width in pixels.
-        interpolation: nearest, box, bilinear, hamming, bicubic or lanczos, as Pillow does it: smoothed when it shrinks.
-        crop: of an image that is no square: take the square in its middle (True), or squeeze it (False).
-        mean, std: of red, green and blue; by default those of ImageNet.
-
-    Raises:
-        ValueError: a size that is not positive, an unknown interpolation, three finite numbers that are not, a std of 0.
-    """
-
-    size: int = 224
-    interpolation: str = "bicubic"
-    crop: bool = True
-    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
-    std: tuple[float, ...] = (0.229, 0.224, 0.225)
-
-    def __post_init__(self):
-        filters = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
-        if self.size < 1:
-            raise ValueError(f"size must be at least 1, got {self.size}.")
-        if self.interpolation not in filters:
-            raise ValueError(f"interpolation must be one of {', '.join(filters)}, got {self.interpolation!r}.")
-        for name, values in (("mean", self.mean), ("std", self.std)):
-            if len(values) != 3 or not np.isfinite(values).all() or (name == "std" and min(values) <= 0):
-                kind = "positive numbers" if name == "std" else "finite numbers"
-                raise ValueError(f"{name} must be three {kind}, of red, green and blue, got {values}.")
-
-    def __call__(self, image: Any) -> Float[np.ndarray, "3 size size"]:
-        """One Pillow image in RGB, as float32."""
-        from PIL import Image, ImageOps
-
-        square, method = (self.size, self.size), Image.Resampling[self.interpolation.upper()]
-        image = ImageOps.fit(image, square, method) if self.crop else image.resize(square, method)
-        values = (np.asarray(image, np.float32) / 255 - np.asarray(self.mean, np.float32)) / np.asarray(self.std, np.float32)
-        return np.ascontiguousarray(values.transpose(2, 0, 1))
-
-
-def read_images(path: str | os.PathLike, size: int, crop: bool = True) -> LabelledImages:
-    """All images of a folder or zip, as a task for the networks here: their class is the folder in which they lie.
-
-    Args:
-        path: see `Images`.
-        size: height and width that images are resized to, pixels (bicubic).
-        crop: as in `Preprocessing`.
-
-    Raises:
-        FileNotFoundError, ValueError: as `Images`, and `Preprocessing` for the size.
-    """
-    found = Images(path)
-    prepare = Preprocessing(size, crop=crop, mean=(0, 0, 0), std=(1, 1, 1))
-    with ThreadPoolExecutor() as pool:
-        pixels = list(pool.map(lambda i: np.round(255 * prepare(found[i])).astype(np.uint8), range(len(found))))
-    classes, labels = np.unique(found.folders, return_inverse=True)
-    return LabelledImages(np.stack(pixels).transpose(0, 2, 3, 1), labels, tuple(map(str, classes)))
 
 
 def extract(
@@ -188,7 +58,7 @@ def extract(
     Args:
         model: "torchvision:resnet50", "timm:vit_small_patch16_224", "package.module:callable" (called without arguments, it
             returns the model), or a `torch.nn.Module`, which is moved to the device and into evaluation mode.
-        images: a folder or zip, see `Images`.
+        images: a folder or zip, see `superpos.images.Images`.
         layers: names out of `dict(model.named_modules())`.
         workdir: a folder; made if it does not exist.
         weights: "default": those that torchvision and timm provide (they download them), or that a model has already;
@@ -494,7 +364,7 @@ def _needed(module):
     except ModuleNotFoundError as error:
         missing = error.name or module
         package = missing.partition(".")[0]
-        if package in ("torch", "torchvision", "PIL"):
+        if package in ("torch", "torchvision"):
             raise ImportError(f"{package} is not installed: pip install 'superpos[torch]'.") from error
         if package == "timm":
             raise ImportError("timm is not installed: pip install timm.") from error
@@ -519,7 +389,3 @@ def _versions(*packages):
         except metadata.PackageNotFoundError:
             continue
     return found
-
-
-def _hidden(name):
-    return any(part.startswith((".", "__MACOSX")) for part in name.split("/"))

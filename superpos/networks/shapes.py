@@ -152,45 +152,6 @@ class ShapesAndTextures:
         return jnp.einsum("pnwi,pnwj,nw->nij", *pairs, weights)
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class LabelledImages:
-    """Images that are given, such as `superpos.networks.io.read_images` reads them, as a task.
-
-    Attributes:
-        images: `(n_images, height, width, 3)`, uint8 or floats in 0 to 1.
-        labels: `(n_images,)`, the class of each.
-        classes: their names; static.
-
-    Raises:
-        ValueError: labels that are not one for each image, or not 0 to the number of classes - 1.
-    """
-
-    images: Array | np.ndarray
-    labels: Array | np.ndarray
-    classes: tuple[str, ...] = dataclasses.field(metadata=STATIC)
-
-    def __post_init__(self):
-        if not isinstance(self.labels, np.ndarray):  # JAX rebuilds it with what is not an array
-            return
-        if self.labels.shape != (n := len(self.images),):
-            raise ValueError(f"labels must be ({n},), one for each image, got {self.labels.shape}.")
-        if n and not 0 <= self.labels.min() <= self.labels.max() < len(self.classes):
-            raise ValueError(f"labels must be 0 to {len(self.classes) - 1}, got {self.labels.min()} to {self.labels.max()}.")
-
-    @property
-    def n_classes(self) -> int:
-        """Number of classes."""
-        return len(self.classes)
-
-    def sample(self, key: Key[Array, ""], n: int) -> tuple[Float[Array, "n height width 3"], Int[Array, " n"]]:
-        """Draws `n` images with replacement, float32 in 0 to 1, and their classes."""
-        chosen = jax.random.randint(key, (n,), 0, len(self.images))
-        images = jnp.asarray(self.images)[chosen]
-        scale = 255 if jnp.issubdtype(images.dtype, jnp.integer) else 1
-        return images.astype(jnp.float32) / scale, jnp.asarray(self.labels)[chosen]
-
-
 # How far inside of each shape a point is, where the shape just fits into a circle of radius 1. Negative outside.
 _DEPTHS = {
     "disc": lambda u, v: 0.85 - jnp.hypot(u, v),
