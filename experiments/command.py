@@ -1,12 +1,13 @@
 """The command line that all experiments share."""
 
+import contextlib
 import difflib
 import inspect
 import math
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +124,32 @@ def main(
 
     logging.set_verbosity(logging.WARNING)  # absl would print what JAX says of backends that it did not find
     app.run(start, flags_parser=parse)
+
+
+@contextlib.contextmanager
+def naming(config: ConfigDict, **fields: str) -> Iterator[None]:
+    """Errors that the library raises inside name the field of the configuration: "split must ..." config.train_fraction.
+
+    Args:
+        config: whose own fields are named as they are.
+        fields: what arguments of the library are called in the configuration.
+    """
+    try:
+        yield
+    except ValueError as error:
+        word = (re.match(r"\w+", str(error)) or [""])[0]
+        field = fields.get(word, word if word in config else None)
+        if field is None:
+            raise
+        raise ValueError(f"config.{field}{str(error)[len(word) :]}") from error
+
+
+def at_least(config: ConfigDict, least: Mapping[str, int]) -> None:
+    """Refuses fields, dotted where nested, that are below their least value."""
+    values = dict(_fields(config))
+    for field, number in least.items():
+        if values[field] < number:
+            raise ValueError(f"config.{field} must be at least {number}, got {values[field]}.")
 
 
 def _check(config):

@@ -38,9 +38,11 @@ what callers pass), `transport` (exact matching), `linalg`, and for programs `re
 """
 
 from superpos import (
+    activations,
     alignment,
     arrangements,
     brain,
+    comparison,
     evaluation,
     features,
     folds,
@@ -63,6 +65,7 @@ from superpos import (
     views,
 )
 from superpos.alignment import align, reads, score
+from superpos.comparison import compare
 from superpos.folds import assign_folds
 from superpos.streaming import align_stream
 from superpos.sweeps import sweep
@@ -71,12 +74,15 @@ from superpos.training import fit, fit_stream
 __version__ = "0.1.0"
 
 __all__ = [
+    "activations",
     "align",
     "align_stream",
     "alignment",
     "arrangements",
     "assign_folds",
     "brain",
+    "compare",
+    "comparison",
     "evaluation",
     "features",
     "fit",

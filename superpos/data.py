@@ -14,6 +14,8 @@ import numpy as np
 from jaxtyping import Float, Int
 from numpy.typing import DTypeLike
 
+from superpos.results import read_json
+
 
 class Store:
     """A Zarr array, version 2 or 3, that stays on disk: `store[a:b]` reads a part as a NumPy array, `np.asarray(store)` all.
@@ -106,6 +108,24 @@ def _split(path):
     """The file and the key, empty where there is none, of a path that `load` takes."""
     name, archive, key = path.partition(".npz:")
     return Path(name + archive.rstrip(":")), key
+
+
+def manifest(path: str | os.PathLike) -> dict[str, Any] | None:
+    """What `superpos.networks.io.extract` wrote beside one of its arrays, and as "array" what it wrote of this one; None for other files.
+
+    Raises:
+        ValueError: rows that are not as many as the images that are named, or images whose hashes are not told.
+    """
+    file = Path(path).parent / "manifest.json"
+    told = read_json(file) if file.is_file() else {}
+    own = [array for array in told.get("arrays", {}).values() if array["file"] == Path(path).name]
+    if not own:
+        return None
+    if len(told["images"]) != (n := load(str(path)).shape[0]):
+        raise ValueError(f"{path} has {n} rows, but {file} names {len(told['images'])} images.")
+    if "image_sha256" not in told:
+        raise ValueError(f"{file} is of an earlier version, without the hashes of the images: extract anew.")
+    return {**told, "array": own[0]}
 
 
 def flatten(

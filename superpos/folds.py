@@ -88,6 +88,30 @@ def deal(ids: Array, n_folds: int, n_blocks: int, key: Key[Array, ""], groups: A
     return (position % n_blocks)[groups]
 
 
+def split(
+    groups: Int[np.ndarray, " rows"], share: float, key: Key[Array, ""]
+) -> tuple[Int[np.ndarray, " fitted"], Int[np.ndarray, " scored"]]:
+    """Rows that fit views, group by group in random order, and rows that are scored, in ascending order.
+
+    Args:
+        groups: of each row.
+        share: of the groups whose rows fit views.
+        key: shuffles the groups.
+
+    Raises:
+        ValueError: a share that leaves nothing on one side.
+    """
+    names, groups = np.unique(groups, return_inverse=True)
+    n_scored = round((1 - share) * len(names)) if 0 < share < 1 else 0
+    if not 1 <= n_scored < len(names):
+        raise ValueError(
+            f"split must be above 0 and below 1, and leave some of the {len(names)} groups on both sides, got {share}."
+        )
+    rank = np.argsort(np.asarray(jax.random.permutation(key, len(names))))  # of each group in random order
+    fitted = np.flatnonzero(rank[groups] >= n_scored)
+    return fitted[np.argsort(rank[groups[fitted]], kind="stable")], np.flatnonzero(rank[groups] < n_scored)
+
+
 def _number(groups: Any, n_samples: int) -> tuple[Int[Array, " samples"], int | None]:
     """Groups numbered from 0, and how many, None where they are traced; each sample its own where there are none."""
     if groups is None:

@@ -119,11 +119,13 @@ class Jackknife(NamedTuple):
         replicates: `(n_folds, n_blocks)`, the score where one block of one fold's held-out samples is left out, the fitted maps
             fixed.
         units: `(n_folds, n_target)`, score of each target unit, all samples in, as in `sp.metrics.Score`.
+        folds: `(n_folds,)`, score of each fold, likewise.
     """
 
     mean: Float[Array, ""]
     replicates: Float[Array, "folds blocks"]
     units: Float[Array, "folds target"] | None = None
+    folds: Float[Array, " folds"] | None = None
 
 
 def jackknife(
@@ -219,7 +221,7 @@ def _jackknife(
 
         full = score(whole)
         changed = lax.map(replicate, jnp.arange(n_blocks))  # (blocks, folds)
-        results[metric.name] = Jackknife(full.mean, full.mean + (changed - full.folds).T / n_folds, full.units)
+        results[metric.name] = Jackknife(full.mean, full.mean + (changed - full.folds).T / n_folds, full.units, full.folds)
     return results
 
 

@@ -204,24 +204,6 @@ def extract(
     return {layer: data.load(str(file)) for layer, file in files.items()}
 
 
-def manifest(path: str | os.PathLike) -> dict[str, Any] | None:
-    """What `extract` wrote beside one of its arrays, and as "array" what it wrote of this one; None for other files.
-
-    Raises:
-        ValueError: rows that are not as many as the images that are named, or images whose hashes are not told.
-    """
-    file = Path(path).parent / "manifest.json"
-    told = read_json(file) if file.is_file() else {}
-    own = [array for array in told.get("arrays", {}).values() if array["file"] == Path(path).name]
-    if not own:
-        return None
-    if len(told["images"]) != (n := data.load(str(path)).shape[0]):
-        raise ValueError(f"{path} has {n} rows, but {file} names {len(told['images'])} images.")
-    if "image_sha256" not in told:
-        raise ValueError(f"{file} is of an earlier version, without the hashes of the images: extract anew.")
-    return {**told, "array": own[0]}
-
-
 def _load(torch, model, weights, seed):
     """The model, with its weights."""
     source, _, name = model.partition(":") if isinstance(model, str) else ("", "", "")
