@@ -1,10 +1,11 @@
 """How alike are two representations, before and after each is disentangled with a sparse autoencoder?
 
-Takes two files of activations to the same samples, trains SAEs on each side (or takes one that somebody has trained), and scores
-neurons, latents and controls on samples that no view was fitted on (what an SAE that you bring has seen, only you know). Look at
-sae->sae against neuron->neuron, and at what the controls have of the difference: untrained latents (random_sae) are as many, of
-which as many are active, but have learned nothing; principal components by sign (signed_pca) and independent components (ica)
-are another basis of the same units, and cannot undo superposition.
+Takes two files of activations to the same samples, trains SAEs on each side (or takes one that somebody has trained), and
+scores neurons, latents and controls on samples that no view was fitted on. What an SAE that you bring has seen, only you know.
+
+Look at sae->sae against neuron->neuron, and at what the controls have of the difference. Untrained latents (random_sae) are as
+many, of which as many are active, but have learned nothing. Principal components by sign (signed_pca) and independent
+components (ica) are another basis of the same units, and cannot undo superposition.
 """
 
 from pathlib import Path

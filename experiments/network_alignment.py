@@ -13,7 +13,7 @@ over images, for the maps and SAEs at hand.
 
 import functools
 import time
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -174,7 +174,7 @@ def chosen_views(config: ConfigDict, **changed: Any) -> dict[str, views.View]:
     return default_views(views.SAE(options={"normalize": settings.pop("normalize")}, **settings))
 
 
-def planned(config: ConfigDict, material: Material, layers: Mapping[str, Any] | None = None, **changed: Any) -> Plan:
+def planned(config: ConfigDict, material: Material, layers: Sequence[str] | None = None, **changed: Any) -> Plan:
     """The comparison of all layers; of some with other settings of the SAE, only what reads them."""
     pairs = material.pairs if layers is None else {name: material.pairs[name] for name in layers}
     needed = {side for listed in pairs.values() for pair in listed for side in pair}

@@ -50,10 +50,12 @@ class View:
 
     Attributes:
         of: the view whose fit this one shares, or None.
+        fits: whether the view learns anything from samples.
         label, colour, marker: how figures show it.
     """
 
     of: "View | None" = None
+    fits: ClassVar[bool] = True
     label: ClassVar[str] = ""
     colour: ClassVar[str] = "#777777"
     marker: ClassVar[str] = "o"
