@@ -7,23 +7,32 @@ from typing import Any, ClassVar, Self
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Key
 
 Params = Any
-# `draw(key, n)` gives n samples `(n, units)`; `draw(key, None)` every row of a finite source, in order.
+# `draw(key, n)` gives n samples `(n, units)`. A finite source has a length too, and `draw(None, None)` gives its rows in order.
 Draw = Callable[[Any, int | None], Float[Array, "n units"]]
 STATIC = {"static": True}  # fields that set shapes or branches, and so cannot be traced
 
 
-@dataclasses.dataclass(frozen=True)
+SAMPLES = 16_384  # on which views are fitted that are not trained, where a source has no end
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class Rows:
     """The rows of an array as a source of samples: `draw(key, n)` takes n of them with replacement.
+
+    It has a length, as every finite source. The same key takes the same rows of two arrays. One is equal to itself only.
 
     >>> Rows(jnp.eye(3))(jax.random.key(0), 5).shape, Rows(jnp.eye(3))(None, None).shape
     ((5, 3), (3, 3))
     """
 
-    array: Float[Array, "rows units"]
+    array: Float[Array, "rows units"] = dataclasses.field(repr=False)
+
+    def __len__(self) -> int:
+        return len(self.array)
 
     def __call__(self, key: Any, n: int | None) -> Float[Array, "n units"]:
         """n rows, or every row in order."""
@@ -37,21 +46,24 @@ class View:
 
     A view is a frozen dataclass, registered with JAX. It defines `apply`, and `_fit` where there is something to fit. All is
     pure: `jit` it, and `vmap` it over keys and over sides. A view that reads the fit of another names it in a field `of`; its
-    params are then `{"base": params of that view, "own": its own}`.
+    params are then `{"base": params of that view, "own": its own}`. A sample that holds NaN is read as NaN.
 
     Attributes:
         of: the view whose fit this one shares, or None.
-        random: whether two keys give two fits. Views that are not random are fitted once for all seeds.
         label, colour, marker: how figures show it.
     """
 
     of: "View | None" = None
-    random: ClassVar[Any] = False
     label: ClassVar[str] = ""
     colour: ClassVar[str] = "#777777"
     marker: ClassVar[str] = "o"
 
     # The interface.
+
+    @property
+    def random(self) -> bool:
+        """Whether two keys give two fits of a finite source. Views that are not random are fitted once for all seeds."""
+        return self.of is not None and self.of.random
 
     def fit(
         self,
@@ -66,7 +78,8 @@ class View:
 
         Args:
             key: of everything that is drawn; under `vmap` each seed has its own.
-            draw: `draw(key, n)` gives samples `(n, n_units)`; with n None every row of a finite source.
+            draw: `draw(key, n)` gives samples `(n, n_units)`. A finite source, such as `Rows`, has a length too, and
+                `draw(None, None)` gives its rows in order. Views that are not random read these, and no key.
             n_units: of the side; by default taken from `draw`.
             base: params of the view `of`, where that is fitted already.
             data_key: draws the batches of a view that is trained; left unbatched under `vmap`, all seeds see the same ones.
@@ -78,7 +91,7 @@ class View:
             ValueError: settings that do not fit the number of units.
         """
         n_units = width(draw) if n_units is None else n_units
-        self.check(n_units)
+        self.check(n_units, length(draw))
         if self.of is None:
             return self._fit(key, draw, n_units, None, data_key)
         base = self.of.fit(key, draw, n_units, data_key=data_key) if base is None else base
@@ -93,15 +106,36 @@ class View:
         del params, x
         return {}
 
-    # For views.
+    def doubts(self, description: Mapping[str, ArrayLike]) -> list[str]:
+        """What a description, of one fit or of several along an axis, gives reason to doubt: a sentence each; on the host."""
+        del description
+        return []
 
     def check(self, n_units: int, n_samples: int | None = None) -> None:
         """Raises a ValueError where the settings do not fit a side of so many units, or of so many samples to fit on."""
+        if self.of is not None:
+            self.of.check(n_units, n_samples)
 
     def prepare(self, draw: Draw) -> Self:
-        """On the host: the view with what it must know of a side before programs are built, such as an SAE's active latents."""
-        del draw
-        return self
+        """The view with what it must know of a side before programs are built, such as a number of active latents.
+
+        It reads samples, on the host.
+        """
+        if self.of is None:
+            return self
+        of = self.of.prepare(draw)
+        return self if of is self.of else dataclasses.replace(self, of=of)  # type: ignore[type-var]
+
+    def size(self, n_units: int) -> int:
+        """How many units the view gives of a side that has so many."""
+
+        def read(key):
+            params = self.fit(key, lambda _, n: jnp.zeros((n or 2, n_units)), n_units)
+            return self.encode(params, jnp.zeros((1, n_units)))
+
+        return jax.eval_shape(read, jax.random.key(0)).shape[1]
+
+    # For views.
 
     def _fit(self, key: Any, draw: Draw, n_units: int, base: Params, data_key: Any) -> Params:
         del key, draw, n_units, base, data_key
@@ -128,6 +162,45 @@ def width(draw: Draw) -> int:
     return drawn.shape[1]
 
 
+def length(draw: Draw) -> int | None:
+    """How many rows a source has; None for one without end."""
+    return len(draw) if hasattr(draw, "__len__") else None
+
+
+def which(draw: Draw, key: Any, data_key: Any = None, n: int = SAMPLES, *, every: bool = False) -> tuple[Any, int | None]:
+    """What to ask a source for, to fit a view that is not trained: `draw(*which(...))`.
+
+    Of a finite source all rows, or n of them where there are more, the same ones for every key; of another n samples, drawn
+    by `data_key`, or by `key` where that is None. Two sources asked for the same give the same samples.
+
+    Args:
+        draw: the source.
+        key, data_key: as in `View.fit`.
+        n: samples.
+        every: take all rows, however many there are.
+    """
+    rows = length(draw)
+    if rows is None:
+        return jax.random.fold_in(key, 1) if data_key is None else data_key, n
+    return (None, None) if every or rows <= n else (jax.random.key(0), n)
+
+
+def keep_nan(units: Float[Array, "n k"], x: Float[Array, "n units"]) -> Float[Array, "n k"]:
+    """The units of samples, or NaN where a sample holds one: what is selected by size would turn it into 0."""
+    return jnp.where(jnp.any(jnp.isnan(x), axis=1, keepdims=True), jnp.nan, units)
+
+
+def explained(x: Float[Array, "n units"], reconstruction: Float[Array, "n units"]) -> Float[Array, ""]:
+    """The share of the variance of samples that a reconstruction shows."""
+    total = jnp.sum((x - jnp.mean(x, axis=0)) ** 2)
+    return 1 - jnp.sum((x - reconstruction) ** 2) / jnp.where(total > 0, total, jnp.nan)
+
+
+def split_signs(units: Float[Array, "n k"]) -> Float[Array, "n 2*k"]:
+    """Each unit as two that are not negative: max(z, 0) of all, then max(-z, 0) of all."""
+    return jnp.concatenate([jnp.maximum(units, 0), jnp.maximum(-units, 0)], axis=1)
+
+
 def shared(views: Mapping[str, View]) -> dict[str, View]:
     """Every distinct view once, each after the one that it is of.
 
@@ -145,6 +218,11 @@ def shared(views: Mapping[str, View]) -> dict[str, View]:
     for name, view in views.items():
         add(name, view)
     return order
+
+
+def prepare_all(views: Mapping[str, View], draw: Draw) -> dict[str, View]:
+    """Every view with what it must know of a side before programs are built; on the host."""
+    return {name: view.prepare(draw) for name, view in views.items()}
 
 
 def name_of(views: Mapping[str, View], wanted: View) -> str | None:

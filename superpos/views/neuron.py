@@ -10,7 +10,7 @@ from superpos.views.base import Params, View
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Neuron(View):
-    """The identity: what every other view is compared with.
+    """The identity: what every other view is compared with, and the reading of which superposition lowers the scores.
 
     >>> import jax.numpy as jnp
     >>> Neuron().encode({}, jnp.eye(2)).tolist()

@@ -1,22 +1,98 @@
-"""Latents of a sparse autoencoder that is trained here, and what else can be read off the same fit."""
+"""Latents of a sparse autoencoder that is trained here."""
 
 import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 import optax
+from jax.typing import ArrayLike
 
 from superpos import evaluation, training
 from superpos.sae import ARCHITECTURES, SparseAutoencoder
-from superpos.views.base import STATIC, Draw, Params, Rows, View
+from superpos.views.base import STATIC, Draw, Params, Rows, View, keep_nan
+
+
+class Autoencoder(View):
+    """What `SAE` and `Loaded` share, and what `Untrained`, `Reconstruction` and `Both` read of them.
+
+    It defines `sae`, `_fit`, `weights`, and what an untrained one is: `control`, `fit_control` and `control_weights`.
+    """
+
+    def sae(self, n_units: int) -> SparseAutoencoder:
+        """The autoencoder of so many units."""
+        raise NotImplementedError
+
+    def size(self, n_units: int) -> int:
+        """The latents."""
+        return self.sae(n_units).n_latents
+
+    def apply(self, weights: Params, x: jax.Array) -> jax.Array:
+        """The latents."""
+        return keep_nan(self.sae(x.shape[1]).encode(weights, x), x)
+
+    def reconstruct(self, weights: Params, x: jax.Array) -> jax.Array:
+        """The units as the latents show them."""
+        return keep_nan(self.sae(x.shape[1]).reconstruct(weights, x), x)
+
+    def describe(self, params: Params, x: jax.Array) -> dict[str, jax.Array]:
+        """Share of variance `explained`, `l0` active latents a sample, share of `dead` ones, `superposition`.
+
+        The last is the effective number of features for each unit (Bereska et al. 2025, arXiv 2512.13568).
+        """
+        return report(self.sae(x.shape[1]), self.weights(params), x)
+
+    def doubts(self, description: Mapping[str, ArrayLike]) -> list[str]:
+        """Where most latents are dead, or nothing is explained."""
+        dead, shown = (float(np.mean(description[name])) for name in ("dead", "explained"))
+        found = []
+        if dead > 0.5:
+            found.append(f"{dead:.0%} of the {self.label} are 0 in every sample: the autoencoder has fewer units than it says.")
+        if not shown > 0:
+            found.append(f"The {self.label} explain none of the variance of samples that they were not fitted on.")
+        return found
+
+    # The control.
+
+    def active(self, draw: Draw) -> int | None:
+        """The number of active latents that a control must be told, measured on the host; None where it need not."""
+        del draw
+        return None
+
+    def control(self, n_units: int, k: int | None) -> SparseAutoencoder:
+        """An autoencoder with as many latents, of which as many are active."""
+        del k
+        return self.sae(n_units)
+
+    def fit_control(self, key: Any, draw: Draw, n_units: int, k: int | None) -> Params:
+        """What the control has to draw that this view's own params do not have."""
+        del key, draw, n_units, k
+        return {}
+
+    def control_weights(self, base: Params, own: Params) -> Params:
+        """The control's weights, from this view's params and those of `fit_control`."""
+        raise NotImplementedError
+
+
+def report(sae: SparseAutoencoder, weights: Params, x: jax.Array) -> dict[str, jax.Array]:
+    """How good an autoencoder is: see `Autoencoder.describe`."""
+    found = evaluation.evaluate(sae, weights, x)
+    return {
+        "explained": 1 - found.fvu,
+        "l0": found.l0,
+        "dead": found.dead,
+        "superposition": found.effective / x.shape[1],
+    }
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class SAE(View):
-    """Latents of a sparse autoencoder, trained on the samples that fit views.
+class SAE(Autoencoder):
+    """Latents of a sparse autoencoder, trained on the samples that fit views; `(n, latents)`.
+
+    What the other views are controls for: it changes basis, number, sign and scale of units, makes them sparse, loses variance,
+    and has a dictionary of more directions than units. Only that last one can undo superposition.
 
     Params: `{"trained": params, "untrained": the params that training started from}`, which `Untrained` reads.
 
@@ -30,6 +106,9 @@ class SAE(View):
         learning_rate: of Adam, or of AdamW where `weight_decay` is above 0.
         cosine: whether the rate decays to 0 with a cosine.
         share: of the rows of a finite source, the first ones, that are trained on.
+
+    Raises:
+        ValueError: an unknown architecture, options that it does not have, or settings that do not fit.
 
     >>> view = SAE(expansion=2, k=2, steps=5, batch_size=8)
     >>> x = jax.random.normal(jax.random.key(0), (32, 4))
@@ -116,139 +195,7 @@ class SAE(View):
         """Those of the trained autoencoder."""
         return params["trained"]
 
-    def apply(self, weights: Params, x: jax.Array) -> jax.Array:
-        """The latents."""
-        return self.sae(x.shape[1]).encode(weights, x)
-
-    def reconstruct(self, weights: Params, x: jax.Array) -> jax.Array:
-        """The units as the latents show them."""
-        return self.sae(x.shape[1]).reconstruct(weights, x)
-
-    def report(self, weights: Params, x: jax.Array) -> dict[str, jax.Array]:
-        """How good an autoencoder with these weights is: see `describe`."""
-        report = evaluation.evaluate(self.sae(x.shape[1]), weights, x)
-        return {
-            "explained": 1 - report.fvu,
-            "l0": report.l0,
-            "dead": report.dead,
-            "superposition": report.effective / x.shape[1],
-        }
-
-    def describe(self, params: Params, x: jax.Array) -> dict[str, jax.Array]:
-        """Share of variance `explained`, `l0` active latents a sample, share of `dead` ones, `superposition`.
-
-        The last is the effective number of features for each unit (Bereska et al. 2025, arXiv 2512.13568).
-        """
-        return self.report(self.weights(params), x)
-
-    def control(self, params: Params) -> Params:
-        """Weights for `apply` that have learned nothing."""
-        return params["untrained"]
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Untrained(View):
-    """Latents of an autoencoder that has learned nothing: the control of `SAE` and `Loaded`.
-
-    It has as many latents, of which as many are active.
-
-    >>> sae = SAE(expansion=2, k=2, steps=5, batch_size=8)
-    >>> x = jax.random.normal(jax.random.key(0), (32, 4))
-    >>> Untrained(sae).encode(Untrained(sae).fit(jax.random.key(1), Rows(x)), x).shape
-    (32, 8)
-    """
-
-    of: Any = dataclasses.field(default=SAE(), metadata=STATIC)
-
-    random = True
-    label = "untrained latents"
-    colour = "#D55E00"
-    marker = "^"
-
-    def check(self, n_units: int, n_samples: int | None = None) -> None:
-        """Raises a ValueError for settings that do not fit."""
-        self.of.check(n_units, n_samples)
-
-    def weights(self, params: Params) -> Params:
-        """Those that training started from."""
-        return self.of.control(params["base"])
-
-    def apply(self, weights: Params, x: jax.Array) -> jax.Array:
-        """The latents."""
-        return self.of.apply_control(weights, x) if hasattr(self.of, "apply_control") else self.of.apply(weights, x)
-
-    def describe(self, params: Params, x: jax.Array) -> dict[str, jax.Array]:
-        """As that of the view that it is of."""
-        report = getattr(self.of, "report_control", self.of.report)
-        return report(self.weights(params), x)
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Reconstruction(View):
-    """The units as an autoencoder's latents show them: what is left of them without the variance that it loses.
-
-    >>> sae = SAE(expansion=2, k=2, steps=5, batch_size=8)
-    >>> x = jax.random.normal(jax.random.key(0), (32, 4))
-    >>> Reconstruction(sae).encode(Reconstruction(sae).fit(jax.random.key(1), Rows(x)), x).shape
-    (32, 4)
-    """
-
-    of: Any = dataclasses.field(default=SAE(), metadata=STATIC)
-
-    label = "reconstructions"
-    colour = "#CC79A7"
-    marker = "P"
-
-    @property
-    def random(self) -> bool:
-        """As the view that it is of."""
-        return self.of.random
-
-    def check(self, n_units: int, n_samples: int | None = None) -> None:
-        """Raises a ValueError for settings that do not fit."""
-        self.of.check(n_units, n_samples)
-
-    def weights(self, params: Params) -> Params:
-        """Those of the autoencoder."""
-        return self.of.weights(params["base"])
-
-    def apply(self, weights: Params, x: jax.Array) -> jax.Array:
-        """The reconstructed units."""
-        return self.of.reconstruct(weights, x)
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Both(View):
-    """What a view reads, beside the units themselves: whether it adds anything to them.
-
-    >>> sae = SAE(expansion=2, k=2, steps=5, batch_size=8)
-    >>> x = jax.random.normal(jax.random.key(0), (32, 4))
-    >>> Both(sae).encode(Both(sae).fit(jax.random.key(1), Rows(x)), x).shape
-    (32, 12)
-    """
-
-    of: Any = dataclasses.field(default=SAE(), metadata=STATIC)
-
-    label = "latents and neurons"
-    colour = "#56B4E9"
-    marker = "D"
-
-    @property
-    def random(self) -> bool:
-        """As the view that it is of."""
-        return self.of.random
-
-    def check(self, n_units: int, n_samples: int | None = None) -> None:
-        """Raises a ValueError for settings that do not fit."""
-        self.of.check(n_units, n_samples)
-
-    def weights(self, params: Params) -> Params:
-        """Those of the view that it is of."""
-        return self.of.weights(params["base"])
-
-    def apply(self, weights: Params, x: jax.Array) -> jax.Array:
-        """The view's units, then the side's own."""
-        return jnp.concatenate([self.of.apply(weights, x), x], axis=1)
+    def control_weights(self, base: Params, own: Params) -> Params:
+        """What training started from: the program of a control is that of what it is a control of."""
+        del own
+        return base["untrained"]

@@ -6,18 +6,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from superpos.views.base import STATIC, Draw, Params, View
+from superpos.views.base import STATIC, Draw, Params, View, which
 from superpos.views.neuron import Neuron
-
-SAMPLES = 16_384  # at most, on which units are chosen
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Top(View):
-    """The m units of another view that vary most, or that match another side best, on the samples that fit views.
+    """The m units of another view that vary most, or that match another side best, on the samples that fit views; `(n, m)`.
 
-    A view with more units has more chances to match; with as many as there are neurons it has not.
+    It controls for the number of units: a view with more of them has more chances to match, and more rare units that are hard
+    to match. With as many on both sides it has neither.
 
     Attributes:
         of: the view whose units are chosen from.
@@ -25,25 +24,25 @@ class Top(View):
         by: "variance", or "alignment": the highest |r| with any unit of `target`.
         target: for "alignment": draws the other side's samples, the same ones as `draw` for the same key.
 
+    Params: `{"chosen": (m,)}`, the units, the best first.
+
+    Raises:
+        ValueError: more units than there are, or settings that do not fit.
+
     >>> x = jnp.array([[0.0, 0.0, 1.0], [1.0, 9.0, 3.0]])
     >>> from superpos.views.base import Rows
     >>> Top(Neuron(), m=2).encode(Top(Neuron(), m=2).fit(jax.random.key(0), Rows(x)), x).tolist()
     [[0.0, 1.0], [9.0, 3.0]]
     """
 
-    of: Any = dataclasses.field(default=Neuron(), metadata=STATIC)
+    of: Any = Neuron()  # noqa: RUF009
     m: int | None = dataclasses.field(default=None, metadata=STATIC)
     by: str = dataclasses.field(default="variance", metadata=STATIC)
     target: Any = dataclasses.field(default=None, metadata=STATIC)
 
     label = "as many units"
-    colour = "#332288"
+    colour = "#CC6677"
     marker = "<"
-
-    @property
-    def random(self) -> bool:
-        """As the view that it is of."""
-        return self.of.random
 
     def check(self, n_units: int, n_samples: int | None = None) -> None:
         """Raises a ValueError for settings that do not fit."""
@@ -52,20 +51,24 @@ class Top(View):
             raise ValueError(f"by of Top must be variance or alignment, got {self.by!r}.")
         if self.by == "alignment" and self.target is None:
             raise ValueError("target of Top must draw the other side's samples where units are chosen by alignment.")
-        if self.m is not None and self.m < 1:
-            raise ValueError(f"m of Top must be at least 1, got {self.m}.")
+        m, there = self._m(n_units), self.of.size(n_units)
+        if not 1 <= m <= there:
+            raise ValueError(f"m of Top must be between 1 and the {there} units that there are, got {m}.")
+
+    def size(self, n_units: int) -> int:
+        """The units that are kept."""
+        return self._m(n_units)
+
+    def _m(self, n_units: int) -> int:
+        return n_units if self.m is None else self.m
 
     def _fit(self, key: Any, draw: Draw, n_units: int, base: Params, data_key: Any) -> Params:
-        samples_key = jax.random.fold_in(key, 1) if data_key is None else data_key
-        samples = draw(samples_key, SAMPLES)
-        units = self.of.encode(base, samples)
-        m = n_units if self.m is None else self.m
-        if m > units.shape[1]:
-            raise ValueError(f"m of Top must be at most the {units.shape[1]} units that there are, got {m}.")
+        asked = which(draw, key, data_key)
+        units = self.of.encode(base, draw(*asked))
         merit = jnp.var(units, axis=0)
         if self.by == "alignment":
-            merit = jnp.where(merit > 0, jnp.max(jnp.abs(_correlations(units, self.target(samples_key, SAMPLES))), axis=1), -1)
-        return {"chosen": jnp.argsort(-merit)[:m]}
+            merit = jnp.where(merit > 0, jnp.max(jnp.abs(_correlations(units, self.target(*asked))), axis=1), -1)
+        return {"chosen": jnp.argsort(-merit)[: self._m(n_units)]}
 
     def weights(self, params: Params) -> Params:
         """Those of the view that it is of, and which units are chosen."""
