@@ -9,6 +9,8 @@ The published generator (Longon, Klindt & Khosla, arXiv 2510.03186) does not giv
 which it really gives. The second map is of a generator that does; a correlation that cannot be had at this sparsity is blank.
 """
 
+import itertools
+from functools import partial
 from typing import Any
 
 import jax
@@ -43,32 +45,25 @@ def distribution(config: ConfigDict, second: Any, third: Any, generator: str) ->
     return sp.features.AnchoredFeatures(jnp.stack([second, third]), config.probability, generator == "exact")
 
 
-class Study:
-    """The pure functions: `train` one model, `score` one pair."""
+def train(config: ConfigDict, key: Any, data_key: Any, generator: str, second: Any, third: Any) -> dict[str, Any]:
+    """The weights of one model, and its last losses."""
+    settings = config.toy
+    params, history = sp.fit(
+        sp.toy.ToyModel(3, config.n_hidden),
+        key,
+        distribution(config, second, third, generator).sample,
+        data_key=data_key,
+        steps=settings.steps,
+        batch_size=settings.batch_size,
+        optimizer=optax.adamw(settings.learning_rate, weight_decay=settings.weight_decay),
+    )
+    return {**params, "loss": history["loss"][-100:].mean()}
 
-    def __init__(self, config: ConfigDict):
-        self.config = config
-        self.model = sp.toy.ToyModel(3, config.n_hidden)
 
-    def train(self, key, data_key, generator, second, third):
-        """The weights of one model, and its last losses."""
-        settings = self.config.toy
-        params, history = sp.fit(
-            self.model,
-            key,
-            distribution(self.config, second, third, generator).sample,
-            data_key=data_key,
-            steps=settings.steps,
-            batch_size=settings.batch_size,
-            optimizer=optax.adamw(settings.learning_rate, weight_decay=settings.weight_decay),
-        )
-        return {**params, "loss": history["loss"][-100:].mean()}
-
-    @staticmethod
-    def score(a, b, eval_key):
-        """How alike their neurons' weights are; NaN where all weights are equal."""
-        del eval_key
-        return sp.arrangements.semi_match(a["W"], b["W"])
+def score(a: Any, b: Any, eval_key: Any) -> Any:
+    """How alike the weights of two models' neurons are; NaN where all weights are equal."""
+    del eval_key
+    return sp.arrangements.semi_match(a["W"], b["W"])
 
 
 def compute(config: ConfigDict, run: Run) -> dict[str, Any]:
@@ -79,35 +74,28 @@ def compute(config: ConfigDict, run: Run) -> dict[str, Any]:
         raise ValueError(f"config.chunk must be at least 0, got {config.chunk}.")
     if not 0 < config.probability < 1:
         raise ValueError(f"config.probability must be between 0 and 1, got {config.probability}.")
-    study = Study(config)
     correlations = np.linspace(-1, 1, config.n_steps).tolist()
     key, data_key = jax.random.split(jax.random.key(config.seed))
-    half = jnp.zeros(())
-    jax.eval_shape(lambda key: study.train(key, key, "exact", half, half), key)
+    jax.eval_shape(lambda: train(config, key, data_key, "exact", jnp.zeros(()), jnp.zeros(())))
     run.claim()
     found = sp.sweep(
-        study.train,
+        partial(train, config),
         {"generator": GENERATORS, "second": correlations, "third": correlations},
         jax.random.split(key, config.n_seeds),
-        score=study.score,
+        score=score,
         data_key=data_key,
         chunk=config.chunk or None,
         workdir=run.path / "sweep",
     )
     rows = []
-    for generator in GENERATORS:
-        for second in correlations:
-            for third in correlations:
-                at = {"generator": generator, "second": second, "third": third}
-                features = distribution(config, jnp.float32(second), jnp.float32(third), generator)
-                realised = np.asarray(features.activity_correlation, np.float64).tolist()
-                row = {**at, "realised_second": realised[0], "realised_third": realised[1]}
-                if np.isfinite(features.conditional).all():
-                    scores = found.scores["value"].sel(at).transpose("source", "target").values
-                    row |= sp.stats.over_pairs(scores)
-                else:
-                    row |= {"mean": None, "std": None, "ci95": None, "n_seeds": config.n_seeds, "n_pairs": 0}
-                rows.append(row)
+    for generator, second, third in itertools.product(GENERATORS, correlations, correlations):
+        at = {"generator": generator, "second": second, "third": third}
+        features = distribution(config, jnp.float32(second), jnp.float32(third), generator)
+        realised = np.asarray(features.activity_correlation, np.float64).tolist()
+        summary: dict[str, Any] = {"mean": None, "std": None, "ci95": None, "n_seeds": config.n_seeds, "n_pairs": 0}
+        if np.isfinite(features.conditional).all():  # the correlations can be had
+            summary = sp.stats.over_pairs(found.scores["value"].sel(at).transpose("source", "target").values)
+        rows.append({**at, "realised_second": realised[0], "realised_third": realised[1], **summary})
     return run.finish(rows, found.seconds, n_models=len(found.layout.configs) * found.layout.shape("train")[0])
 
 
@@ -134,8 +122,7 @@ def draw(results: dict[str, Any], run: Run) -> None:
         axis.spines[:].set_visible(False)
     bar = figure.colorbar(image, ax=axes, shrink=0.85)
     bar.set_label("best correlation of a neuron's weights\nwith another seed's (Pearson r)")
-    n_seeds = rows[0]["n_seeds"]
-    figure.suptitle(f"3 features in 2 neurons, mean over ordered pairs of {n_seeds} seeds", fontsize=9, color="#444444")
+    plotting.finish(figure, f"3 features in 2 neurons, mean over ordered pairs of {rows[0]['n_seeds']} seeds")
     plotting.save(figure, run.figure)
 
 

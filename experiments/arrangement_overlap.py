@@ -12,7 +12,7 @@ Pairs that share fewer than 3 features have no match; where any pair has none, n
 Source: Longon, Klindt & Khosla, arXiv 2510.03186, toy models.
 """
 
-import functools
+from functools import partial
 from typing import Any
 
 import jax
@@ -21,7 +21,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 import superpos as sp
-from experiments import command, toy_alignment
+from experiments import command, toys
 from superpos import plotting
 from superpos.results import Run
 
@@ -46,45 +46,36 @@ MATCHES: dict[str, tuple[str, dict[str, Any]]] = {
 
 def get_config() -> ConfigDict:
     """Every setting; those of features and toy models as in toy_alignment."""
-    published = toy_alignment.get_config()
-    config = ConfigDict()
-    config.seed = 0  # of all keys
-    config.n_seeds = 8  # models of each width
-    config.n_hidden = (8, 16, 32)  # widths
-    config.chunk = 0  # models, and pairs of models, in flight at once; 0: as many as fit into memory
-    config.features = published.features
-    config.toy = published.toy
+    config = toys.get_config()
+    del config.sae, config.oracle, config.supervised, config.options, config.eval
     return config
 
 
-class Study(toy_alignment.Toys):
-    """The pure functions: `train` one model of a width, `score` one pair of them."""
+def train(config: ConfigDict, key: Any, data_key: Any, n_hidden: int) -> dict[str, Any]:
+    """The weights of one model, and its last losses."""
+    params, history = toys.train_toy(config, key, data_key, n_hidden)
+    return {**params, "loss": history["loss"][-100:].mean(), "bits": jax.random.bits(key)}
 
-    def train(self, key, data_key, n_hidden):
-        """The weights of one model, and its last losses."""
-        params, history = self.train_toy(key, data_key, n_hidden)
-        return {**params, "loss": history["loss"][-100:].mean(), "bits": jax.random.bits(key)}
 
-    @staticmethod
-    def score(state_a, state_b, eval_key):
-        """What both models share, and how alike they arrange it."""
-        a, b = state_a["W"], state_b["W"]
-        overlap = sp.arrangements.norm_products(a, b)
-        shared = overlap >= 1
-        norms = (sp.arrangements.feature_norms(weights) for weights in (a, b))
-        key = jax.random.fold_in(jax.random.fold_in(eval_key, state_a["bits"]), state_b["bits"])  # one of this pair
-        match = sp.arrangements.semi_match(a, b, shared)
-        chance = sp.arrangements.semi_match(a[shuffled(key, shared)], b, shared)
-        return {
-            "overlap": overlap,
-            "n_shared": jnp.sum(shared, dtype=a.dtype),
-            # Expected where which features have which norms is unrelated in the two models.
-            "n_shared_chance": jnp.sum(jnp.outer(*norms) >= 1) / len(a),
-            "semi_match": match,
-            "semi_match_chance": chance,
-            "semi_match_excess": match - chance,
-            "semi_match_all": sp.arrangements.semi_match(a, b),
-        }
+def score(state_a: Any, state_b: Any, eval_key: Any) -> dict[str, Any]:
+    """What both models share, and how alike they arrange it."""
+    a, b = state_a["W"], state_b["W"]
+    overlap = sp.arrangements.norm_products(a, b)
+    shared = overlap >= 1
+    norms = (sp.arrangements.feature_norms(weights) for weights in (a, b))
+    key = jax.random.fold_in(jax.random.fold_in(eval_key, state_a["bits"]), state_b["bits"])  # one of this pair
+    match = sp.arrangements.semi_match(a, b, shared)
+    chance = sp.arrangements.semi_match(a[shuffled(key, shared)], b, shared)
+    return {
+        "overlap": overlap,
+        "n_shared": jnp.sum(shared, dtype=a.dtype),
+        # Expected where which features have which norms is unrelated in the two models.
+        "n_shared_chance": jnp.sum(jnp.outer(*norms) >= 1) / len(a),
+        "semi_match": match,
+        "semi_match_chance": chance,
+        "semi_match_excess": match - chance,
+        "semi_match_all": sp.arrangements.semi_match(a, b),
+    }
 
 
 def shuffled(key: jax.Array, mask: jax.Array) -> jax.Array:
@@ -95,28 +86,8 @@ def shuffled(key: jax.Array, mask: jax.Array) -> jax.Array:
 
 def compute(config: ConfigDict, run: Run) -> dict[str, Any]:
     """Trains all models as one program, and tabulates what pairs of them share."""
-    if config.n_seeds < 2:
-        raise ValueError(f"config.n_seeds must be at least 2, to have a pair to compare, got {config.n_seeds}.")
-    if not config.n_hidden:
-        raise ValueError("config.n_hidden is empty: name at least one width.")
-    if config.chunk < 0:
-        raise ValueError(f"config.chunk must be at least 0, got {config.chunk}.")
-    study = Study(config)
-    init_key, data_key, eval_key = jax.random.split(jax.random.key(config.seed), 3)
-    # Whatever is wrong with the settings shows here, before anything is written.
-    for n_hidden in config.n_hidden:
-        jax.eval_shape(functools.partial(study.train, n_hidden=n_hidden), init_key, data_key)
-    run.claim()
-    found = sp.sweep(
-        study.train,
-        {"n_hidden": config.n_hidden},
-        jax.random.split(init_key, config.n_seeds),
-        score=study.score,
-        data_key=data_key,
-        eval_key=eval_key,
-        chunk=config.chunk or None,
-        workdir=run.path / "sweep",
-    )
+    toys.check(config)
+    found = toys.sweep(config, run, partial(train, config), {"n_hidden": config.n_hidden}, score)
     rows, values = [], {}
     pairs = ~np.eye(config.n_seeds, dtype=bool)
     for n_hidden in config.n_hidden:
@@ -148,8 +119,8 @@ def draw(results: dict[str, Any], run: Run) -> None:
         top.annotate(note, (0.03, 0.98), xycoords="axes fraction", va="top", fontsize=8)
         top.set_xlabel("overlap: product of a feature's norms")
         for name, (label, style) in MATCHES.items():
-            found = [value for value in own[name] if value is not None]
-            bottom.hist(found, match_bins, weights=[1 / len(own[name])] * len(found), label=label, **style)
+            defined = [value for value in own[name] if value is not None]
+            bottom.hist(defined, match_bins, weights=[1 / len(own[name])] * len(defined), label=label, **style)
         bottom.set_xlabel("match of neurons' weights (Pearson r)")
         # Means with their intervals, above the bars.
         for height, (name, (_, style)) in zip((1.06, 1.02), MATCHES.items(), strict=True):
@@ -168,11 +139,9 @@ def draw(results: dict[str, Any], run: Run) -> None:
     upper[0].set_ylim(0, 1.25 * upper[0].get_ylim()[1])  # room for the notes
     upper[0].set_ylabel("features per pair of models")
     lower[0].set_ylabel("share of pairs")
-    handles, labels = lower[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize=8, frameon=False)
     n_seeds = rows[0]["n_seeds"]
     interval = "dots: mean with 95 % confidence interval over seeds" if n_seeds > 2 else "dots: mean; no interval"
-    figure.suptitle(f"All pairs of {n_seeds} seeds; {interval}", fontsize=9, color="#444444")
+    plotting.finish(figure, f"All pairs of {n_seeds} seeds; {interval}", lower[0].get_legend_handles_labels()[0])
     plotting.save(figure, run.figure)
 
 

@@ -13,7 +13,8 @@ which does not use that features are at most 1. A third of its penalty or four t
 most, and the share by 0.05; twice the SAE's steps raise its recovery by up to 0.08, most where 20 or more features are active.
 """
 
-import functools
+import itertools
+from functools import partial
 from typing import Any
 
 import jax
@@ -52,52 +53,47 @@ def get_config() -> ConfigDict:
     return config
 
 
-class Study:
-    """The pure function: `train` one arrangement's SAE, and measure what it and the oracle recover."""
+def train(config: ConfigDict, key: Any, data_key: Any, n_active: int, n_units: Any) -> dict[str, Any]:
+    """What is recovered at one point: a scalar for each of `PANELS`, and the SAE's last losses."""
+    n = config.n_features
+    features = sp.features.SparseFeatures(n, n_active / n)
+    sae = sp.sae.TopK(n, config.sae.n_latents, n_active, **sp.sae.PUBLISHED)
+    arrangement_key, init_key, sae_key = jax.random.split(key, 3)
+    sae_data, eval_key = jax.random.split(data_key)
+    # n_units is a number, not a shape: further units are silent. So all compressions are one compiled branch.
+    live = jnp.arange(n) < n_units
+    arrangement = sp.arrangements.directions(jnp.where(live, sp.arrangements.gaussian(arrangement_key, n, n), 0))
 
-    def __init__(self, config: ConfigDict):
-        self.config = config
+    def units(z):
+        return jax.nn.relu(z @ arrangement) if config.rectified else z @ arrangement
 
-    def train(self, key, data_key, n_active, n_units):
-        """What is recovered at one point: a scalar for each of `PANELS`, and the SAE's last losses."""
-        config, n = self.config, self.config.n_features
-        features = sp.features.SparseFeatures(n, n_active / n)
-        sae = sp.sae.TopK(n, config.sae.n_latents, n_active, **sp.sae.PUBLISHED)
-        arrangement_key, init_key, sae_key = jax.random.split(key, 3)
-        sae_data, eval_key = jax.random.split(data_key)
-        # n_units is a number, not a shape: further units are silent. So all compressions are one compiled branch.
-        live = jnp.arange(n) < n_units
-        arrangement = sp.arrangements.directions(jnp.where(live, sp.arrangements.gaussian(arrangement_key, n, n), 0))
+    random_sae = narrow(sae.init(init_key), live, n_units)
+    trained_sae, history = sp.fit(
+        sae,
+        sae_key,
+        lambda key, n: units(features.sample(key, n)),
+        data_key=sae_data,
+        params=random_sae,
+        steps=config.sae.steps,
+        batch_size=config.sae.batch_size,
+        optimizer=optax.adam(config.sae.learning_rate),
+    )
+    z = features.sample(eval_key, config.eval.n_samples)
+    measured = {name: recovery(sae.encode(p, units(z)), z) for name, p in (("sae", trained_sae), ("random_sae", random_sae))}
+    oracle = config.oracle
+    z = z[: oracle.n_samples]
+    inferred = sp.sparse_coding.fista(units(z), arrangement, oracle.penalty, rectified=config.rectified, steps=oracle.steps)
+    exact = jnp.linalg.norm(inferred - z, axis=1) <= oracle.tolerance * jnp.linalg.norm(z, axis=1)
+    measured |= {"oracle": recovery(inferred, z), "oracle_exact": jnp.mean(exact, where=jnp.any(z > 0, axis=1))}
+    return {**measured, "loss": history["loss"][-100:].mean()}
 
-        def units(z):
-            return jax.nn.relu(z @ arrangement) if config.rectified else z @ arrangement
 
-        random_sae = self.narrow(sae.init(init_key), live, n_units)
-        trained_sae, history = sp.fit(
-            sae,
-            sae_key,
-            lambda key, n: units(features.sample(key, n)),
-            data_key=sae_data,
-            params=random_sae,
-            steps=config.sae.steps,
-            batch_size=config.sae.batch_size,
-            optimizer=optax.adam(config.sae.learning_rate),
-        )
-        z = features.sample(eval_key, config.eval.n_samples)
-        found = {name: recovery(sae.encode(p, units(z)), z) for name, p in (("sae", trained_sae), ("random_sae", random_sae))}
-        oracle = config.oracle
-        z = z[: oracle.n_samples]
-        inferred = sp.sparse_coding.fista(units(z), arrangement, oracle.penalty, rectified=config.rectified, steps=oracle.steps)
-        exact = jnp.linalg.norm(inferred - z, axis=1) <= oracle.tolerance * jnp.linalg.norm(z, axis=1)
-        found |= {"oracle": recovery(inferred, z), "oracle_exact": jnp.mean(exact, where=jnp.any(z > 0, axis=1))}
-        return {**found, "loss": history["loss"][-100:].mean()}
-
-    def narrow(self, params, live, n_units):
-        """The SAE that reads the live units only, with the initial scale of one that has no others."""
-        n, n_latents = self.config.n_features, self.config.sae.n_latents
-        scale = jnp.sqrt((n + n_latents) / (n_units + n_latents))
-        encoder, decoder = jnp.where(live[:, None], params["W_enc"], 0), jnp.where(live, params["W_dec"], 0)
-        return {**params, "W_enc": scale * encoder, "W_dec": scale * decoder}
+def narrow(params: Any, live: jax.Array, n_units: Any) -> Any:
+    """The SAE that reads the live units only, with the initial scale of one that has no others."""
+    n, n_latents = params["W_enc"].shape
+    scale = jnp.sqrt((n + n_latents) / (n_units + n_latents))
+    encoder, decoder = jnp.where(live[:, None], params["W_enc"], 0), jnp.where(live, params["W_dec"], 0)
+    return {**params, "W_enc": scale * encoder, "W_dec": scale * decoder}
 
 
 def recovery(units: jax.Array, z: jax.Array) -> jax.Array:
@@ -115,14 +111,13 @@ def compute(config: ConfigDict, run: Run) -> dict[str, Any]:
         raise ValueError(f"config.n_seeds must be at least 1 and chunk at least 0, got {config.n_seeds} and {config.chunk}.")
     if not 2 <= config.oracle.n_samples <= config.eval.n_samples:
         raise ValueError("config.oracle.n_samples must be at least 2, and at most config.eval.n_samples.")
-    study = Study(config)
     init_key, data_key = jax.random.split(jax.random.key(config.seed))
     # Whatever is wrong with the settings shows here, before anything is written.
     for n_active in config.n_active:
-        jax.eval_shape(functools.partial(study.train, n_active=n_active, n_units=8.0), init_key, data_key)
+        jax.eval_shape(lambda n_active=n_active: train(config, init_key, data_key, n_active, 8.0))
     run.claim()
     found = sp.sweep(
-        study.train,
+        partial(train, config),
         {"n_active": config.n_active, "n_units": [float(size) for size in config.n_units]},
         jax.random.split(init_key, config.n_seeds),
         data_key=data_key,
@@ -130,12 +125,10 @@ def compute(config: ConfigDict, run: Run) -> dict[str, Any]:
         workdir=run.path / "sweep",
     )
     rows = []
-    for units in PANELS:
-        for n_active in config.n_active:
-            for n_units in config.n_units:
-                at = {"n_active": n_active, "probability": n_active / n, "n_units": n_units, "compression": n_units / n}
-                values = found.states[units].sel(n_active=n_active, n_units=n_units).values
-                rows.append({"units": units, **at, **sp.stats.over_seeds(values)})
+    for units, n_active, n_units in itertools.product(PANELS, config.n_active, config.n_units):
+        at = {"n_active": n_active, "probability": n_active / n, "n_units": n_units, "compression": n_units / n}
+        values = found.states[units].sel(n_active=n_active, n_units=n_units).values
+        rows.append({"units": units, **at, **sp.stats.over_seeds(values)})
     return run.finish(rows, found.seconds)
 
 
@@ -171,14 +164,13 @@ def draw(results: dict[str, Any], run: Run) -> None:
         axis.set_xlabel("units / features (left: more compressed)")
     for axis in axes[:, 0]:
         axis.set_ylabel(f"features active on average, of {config['n_features']}")
-    handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", fontsize=8, frameon=False)
     bar = figure.colorbar(image, ax=axes, shrink=0.7)
     bar.set_label("mean over features of the highest correlation (r); share of samples")
     spread = f"largest standard deviation {max(row['std'] for row in rows):.2f}"
     n_seeds = rows[0]["n_seeds"]
     caption = f"Mean over {n_seeds} random arrangements; {spread}" if n_seeds > 1 else "1 random arrangement"
-    figure.suptitle(caption + ("; rectified units" if config["rectified"] else ""), fontsize=9, color="#444444")
+    legend = axes[0, 0].get_legend_handles_labels()[0]
+    plotting.finish(figure, caption + ("; rectified units" if config["rectified"] else ""), legend)
     plotting.save(figure, run.figure)
 
 

@@ -7,14 +7,15 @@ weights, and a network trained on the true features) and what the same SAEs show
 as sparse as the trained ones, the others as chance has it); at the share of variance that is left unexplained, which an SAE
 can lower without finding features; and at whether latents of two seeds match (sae->sae), which is what disentangling is for.
 
-The ladders and options below are the best of those tried with the models of seed 0; the study's eight include these models.
+The ladders that architectures name, and the options below, are the best of those tried with the models of seed 0; the study's
+eight include these models.
 
 Sources: of each architecture in its docstring (`python -m pydoc superpos.sae.topk`); of the models Longon, Klindt & Khosla,
 arXiv 2510.03186.
 """
 
-import functools
 import itertools
+from functools import partial
 from typing import Any
 
 import jax
@@ -25,38 +26,22 @@ from jax import lax
 from ml_collections import ConfigDict
 
 import superpos as sp
-from experiments import command, toy_alignment
-from superpos import plotting
+from experiments import command, toys
+from superpos import comparison, plotting
 from superpos.results import Run
 
-KINDS = ("sae", "random_sae")
+KINDS = {"sae": "", "random_sae": "random_"}  # trained and not; what stands before the names of its columns
 
 
 def get_config() -> ConfigDict:
     """Every setting; toy models, oracle, supervised network and published SAE are those of `toy_alignment`."""
-    config = ConfigDict()
-    config.seed = 0  # of all keys
-    config.n_seeds = 8  # models of each width, each with an SAE of every kind
+    config = toys.get_config()
     config.n_hidden = (16, 32)  # widths
-    config.chunk = 0  # models in flight at once; 0: as many as fit into memory
     config.metrics = ("soft_match",)  # of alignment between latents
     config.architectures = (*sp.sae.ARCHITECTURES, "topk_rectified")  # of `sp.sae`, or variants: see options
     config.n_latents = (64,)
-    # How sparse: k, or the coefficient of the penalty; every ladder has as many rungs.
-    config.sparsity = ConfigDict(
-        {
-            "vanilla": (1.0, 1.5, 2.5),
-            "topk": (3, 4, 6),
-            "batch_topk": (3, 4, 6),
-            "jumprelu": (0.3, 0.6, 1.2),
-            "gated": (1.5, 3.0, 6.0),
-            "matryoshka": (3, 4, 6),
-            "matching_pursuit": (3, 4, 6),
-            "archetypal": (3, 4, 6),
-            "nonnegative": (0.1, 0.2, 0.4),
-            "topk_rectified": (3, 4, 6),
-        }
-    )
+    # How sparse, from the ladder of each architecture; a variant has that of its architecture. All have as many rungs.
+    config.sparsity = ConfigDict({name: kind.ladder[1] for name, kind in sp.sae.ARCHITECTURES.items()})
     # Options that differ from the defaults of `sp.sae`, but that sparsity_warmup is a share of the steps; a variant names its
     # architecture too. Hidden units of these models are rectified, and reconstructions may be.
     config.options = ConfigDict(
@@ -65,268 +50,214 @@ def get_config() -> ConfigDict:
             "topk_rectified": {"architecture": "topk", "rectified": True},
         }
     )
+    config.published = config.sae
     config.sae = ConfigDict({"steps": 8_000, "batch_size": 1024, "learning_rate": 3e-3, "warmup": 0})  # cosine decay
-    # n_samples is rounded up, so that each fold is made of whole batches.
-    config.eval = ConfigDict({"n_samples": 51_200, "batch_size": 512, "n_folds": 5})
-    defaults = toy_alignment.get_config()
-    config.features, config.toy = defaults.features, defaults.toy
-    config.published = defaults.sae
-    config.oracle, config.supervised = defaults.oracle, defaults.supervised
+    config.eval.n_samples = 51_200
     return config
 
 
-class Study:
-    """The pure functions: `train` one SAE on one toy model, `score` two of a kind."""
+def ladder(config: ConfigDict, architecture: str) -> tuple[float, ...]:
+    """The sparsities of an architecture or a variant of one."""
+    of = config.options.get(architecture, {}).get("architecture", architecture)
+    return config.sparsity.get(architecture, config.sparsity.get(of, ()))
 
-    def __init__(self, config: ConfigDict):
-        self.config = config
-        settings = ConfigDict({**config.to_dict(), "sae": config.published.to_dict()})
-        self.toys = toy_alignment.Study(settings)
-        self.kinds = {name: self._kind(name) for name in config.architectures}
-        self.rungs = np.array([len(config.sparsity.get(name, ())) for name in self.kinds])
-        if not len(self.rungs) or len(set(self.rungs)) > 1 or not self.rungs[0]:
-            raise ValueError(
-                "config.sparsity needs a ladder of the same length for each of config.architectures, at least one."
-            )
-        for (name, kind), n_latents in itertools.product(self.kinds.items(), config.n_latents):
-            for sparsity in config.sparsity[name]:  # as plain numbers, which are checked
-                kind(1, n_latents, sparsity)
 
-    def _kind(self, name):
-        """The class of an architecture or a variant of one."""
-        architecture = self.config.options.get(name, {}).get("architecture", name)
-        if architecture not in sp.sae.ARCHITECTURES:
-            raise ValueError(f"config names the architecture {architecture!r}; there are {', '.join(sp.sae.ARCHITECTURES)}.")
-        return sp.sae.ARCHITECTURES[architecture]
+def sae(config: ConfigDict, n_hidden: int, architecture: str, n_latents: int, sparsity: Any) -> sp.sae.SparseAutoencoder:
+    """The SAE of a sparsity, which may be traced."""
+    options = {"architecture": architecture, **config.options.get(architecture, {})}
+    name = options.pop("architecture")
+    if name not in sp.sae.ARCHITECTURES:
+        raise ValueError(f"config names the architecture {name!r}; there are {', '.join(sp.sae.ARCHITECTURES)}.")
+    kind = sp.sae.ARCHITECTURES[name]
+    if "sparsity_warmup" in options:
+        options["sparsity_warmup"] *= config.sae.steps
+    if "most" in kind.__dataclass_fields__:  # the largest of all k, where k is traced
+        options["most"] = max(ladder(config, architecture))
+    return kind(n_hidden, n_latents, **{kind.ladder[0]: sparsity}, **options)
 
-    def sae(self, n_hidden: int, architecture: str, n_latents: int, rung: Any) -> sp.sae.SparseAutoencoder:
-        """The SAE at a rung of its ladder, which may be traced."""
-        ladder = self.config.sparsity[architecture]
-        options = dict(self.config.options.get(architecture, {}))
-        options.pop("architecture", None)
-        if "sparsity_warmup" in options:
-            options["sparsity_warmup"] *= self.config.sae.steps
-        if self.kinds[architecture] is sp.sae.MatchingPursuit:
-            options["most"] = max(ladder)
-        sparsity = jnp.asarray(ladder)[jnp.asarray(rung, int)]
-        return self.kinds[architecture](n_hidden, n_latents, sparsity, **options)
 
-    def train(self, seed, data, n_hidden, architecture, n_latents, rung):
-        """The SAE of one toy model, before (`random_sae`) and after (`sae`) training, and how good each is."""
-        settings = self.config.sae
-        toy = jax.tree.map(lambda leaf: leaf[seed], data["toys"][str(n_hidden)])
-        sae = self.sae(n_hidden, architecture, n_latents, rung)
-        key = jax.random.fold_in(data["keys"][seed], n_hidden)
-        init_key, fit_key = jax.random.split(jax.random.fold_in(key, n_latents))
+def rung_of(config: ConfigDict, architecture: str, rung: Any) -> Any:
+    """The sparsity at a rung, which may be traced."""
+    return jnp.asarray(ladder(config, architecture))[jnp.asarray(rung, int)]
 
-        start_key = jax.random.fold_in(data["start_key"], seed)
 
-        def sample(key, n):
-            return self.toys.toy(n_hidden).encode(toy, self.toys.features.sample(key, n))
+def train(config: ConfigDict, seed: Any, data: Any, n_hidden: int, architecture: str, n_latents: int, rung: Any) -> Any:
+    """The SAE of one toy model, trained and before, and how good each is."""
+    settings = config.sae
+    params = jax.tree.map(lambda leaf: leaf[seed], data["toys"][str(n_hidden)])
+    model = sae(config, n_hidden, architecture, n_latents, rung_of(config, architecture, rung))
+    key = jax.random.fold_in(jax.random.fold_in(data["keys"][seed], n_hidden), n_latents)
+    init_key, fit_key = jax.random.split(key)
+    start_key = jax.random.fold_in(data["start_key"], seed)
 
-        start = sp.training.start(sae, init_key, lambda: sample(start_key, settings.batch_size))
-        schedule = optax.warmup_cosine_decay_schedule(
-            settings.learning_rate if settings.warmup == 0 else 0.0, settings.learning_rate, settings.warmup, settings.steps
-        )
-        trained, _ = sp.fit(
-            sae,
-            fit_key,
-            sample,
-            data_key=data["sae_key"],
-            params=start,
-            steps=settings.steps,
-            batch_size=settings.batch_size,
-            optimizer=optax.adam(schedule),
-        )
-        saes = jax.tree.map(lambda *leaves: jnp.stack(leaves), trained, start)  # in the order of KINDS
-        return {"toy": toy, "saes": saes, **lax.map(lambda params: self.measure(sae, params, toy, data["measure_key"]), saes)}
+    def sample(key, n):
+        return toys.toy(config, n_hidden).encode(params, toys.features(config).sample(key, n))
 
-    def measure(self, sae, params, toy, key):
-        """Recovery, active latents, unexplained variance and dead latents of one SAE: a number each."""
+    start = sp.training.start(model, init_key, lambda: sample(start_key, settings.batch_size))
+    schedule = optax.warmup_cosine_decay_schedule(
+        settings.learning_rate if settings.warmup == 0 else 0.0, settings.learning_rate, settings.warmup, settings.steps
+    )
+    trained, _ = sp.fit(
+        model,
+        fit_key,
+        sample,
+        data_key=data["sae_key"],
+        params=start,
+        steps=settings.steps,
+        batch_size=settings.batch_size,
+        optimizer=optax.adam(schedule),
+    )
+    saes = jax.tree.map(lambda *leaves: jnp.stack(leaves), trained, start)  # in the order of KINDS
+    measures = lax.map(lambda one: measure(config, model, one, params, data["measure_key"]), saes)
+    return {"toy": params, "saes": saes, **measures}
 
-        def add(sums, i):
-            z = self.toys.features.sample(jax.random.fold_in(key, i), self.config.eval.batch_size)
-            x = self.toys.toy(sae.n_inputs).encode(toy, z)
-            h = sae.encode(params, x)
-            return sp.evaluation.update(sums, x, h, sae.decode(params, h, x), z), None
 
-        sums = sp.evaluation.init(sae.n_inputs, sae.n_latents, self.toys.features.n_features)
-        report = sp.evaluation.report(lax.scan(add, sums, jnp.arange(self.toys.eval_batches))[0])
-        return {"recovery": report.recovery["feature_recovery"].mean, "l0": report.l0, "fvu": report.fvu, "dead": report.dead}
+def measure(config: ConfigDict, model: sp.sae.SparseAutoencoder, params: Any, toy: Any, key: Any) -> dict[str, Any]:
+    """Recovery, active latents, unexplained variance and dead latents of one SAE: a number each."""
 
-    def score(self, state_a, state_b, eval_key, n_hidden, architecture, n_latents, rung):
-        """Alignment of the latents of two seeds: `{metric: (kinds,)}`."""
-        sae, toy = self.sae(n_hidden, architecture, n_latents, rung), self.toys.toy(n_hidden)
-        metrics = self.config.metrics
+    def add(sums, i):
+        z = toys.batch(config, key, i)
+        x = toys.toy(config, model.n_inputs).encode(toy, z)
+        h = model.encode(params, x)
+        return sp.evaluation.update(sums, x, h, model.decode(params, h, x), z), None
 
-        def compare(saes):
-            def both(z):
-                return tuple(
-                    sae.encode(params, toy.encode(state["toy"], z))
-                    for params, state in zip(saes, (state_a, state_b), strict=True)
-                )
+    sums = sp.evaluation.init(model.n_inputs, model.n_latents, config.features.n_features)
+    report = sp.evaluation.report(lax.scan(add, sums, jnp.arange(toys.n_batches(config)))[0])
+    return {"recovery": report.recovery["feature_recovery"].mean, "l0": report.l0, "fvu": report.fvu, "dead": report.dead}
 
-            scores = sp.score(self.toys.moments(eval_key, both, sp.reads(metrics)), metrics)
-            return {name: score.mean for name, score in scores.items()}
 
-        return lax.map(compare, (state_a["saes"], state_b["saes"]))
+def score(
+    config: ConfigDict, a: Any, b: Any, eval_key: Any, n_hidden: int, architecture: str, n_latents: int, rung: Any
+) -> dict[str, Any]:
+    """Alignment of the latents of two seeds: `{metric: (kinds,)}`."""
+    model = sae(config, n_hidden, architecture, n_latents, rung_of(config, architecture, rung))
+
+    def read(state, z):
+        x = toys.toy(config, n_hidden).encode(state["toy"], z)
+        saes = [jax.tree.map(lambda leaf, i=i: leaf[i], state["saes"]) for i in range(len(KINDS))]
+        return {kind: model.encode(params, x) for kind, params in zip(KINDS, saes, strict=True)}
+
+    def encode(i):
+        z = toys.batch(config, eval_key, i)
+        return read(a, z), read(b, z)
+
+    comparisons = [f"{kind}->{kind}" for kind in KINDS]
+    return comparison.score_batches(encode, toys.n_batches(config), comparisons, config.metrics, config.eval.n_folds)[0]
 
 
 def compute(config: ConfigDict, run: Run) -> dict[str, Any]:
     """Trains toy models, then all SAEs on them, and tabulates."""
-    if config.n_seeds < 2:
-        raise ValueError(f"config.n_seeds must be at least 2, to have a pair to compare, got {config.n_seeds}.")
-    study = Study(config)
+    toys.check(config)
+    rungs = {len(ladder(config, name)) if ladder(config, name) else 0 for name in config.architectures}
+    for name, n_latents in itertools.product(config.architectures, config.n_latents):
+        for sparsity in ladder(config, name) or (1,):  # as plain numbers, which are checked
+            sae(config, 1, name, n_latents, sparsity)
+    if len(rungs) != 1 or not min(rungs):
+        raise ValueError("config.sparsity needs a ladder of the same length for each of config.architectures, at least one.")
     init_key, data_key, eval_key = jax.random.split(jax.random.key(config.seed), 3)  # the models of toy_alignment
-    keys = jax.random.split(init_key, config.n_seeds)
     sae_key, start_key, measure_key = jax.random.split(jax.random.fold_in(data_key, 6), 3)
-    grid = {
-        "n_hidden": config.n_hidden,
-        "architecture": config.architectures,
-        "n_latents": config.n_latents,
-        "rung": [float(rung) for rung in range(study.rungs[0])],
-    }
-    # Whatever is wrong with the settings shows here, before anything is written.
+    keys = jax.random.split(init_key, config.n_seeds)
     data = {"keys": keys, "sae_key": sae_key, "start_key": start_key, "measure_key": measure_key}
-    for n_hidden, architecture, n_latents in itertools.product(config.n_hidden, config.architectures, config.n_latents):
-        jax.eval_shape(lambda n_hidden=n_hidden: study.toys.train(keys[0], data_key, n_hidden))
-        point = {"n_hidden": n_hidden, "architecture": architecture, "n_latents": n_latents, "rung": 0.0}
-        blank = study.toys.toy(n_hidden).init(init_key)
-        toys = {str(n_hidden): jax.tree.map(lambda leaf: leaf[None], blank)}
-        state = jax.eval_shape(functools.partial(study.train, **point), 0, {**data, "toys": toys})
-        jax.eval_shape(functools.partial(study.score, **point), state, state, eval_key)
-    run.claim()
-
-    models = sp.sweep(
-        study.toys.train,
-        {"n_hidden": config.n_hidden},
-        keys,
-        data_key=data_key,
-        chunk=config.chunk or None,
-        workdir=run.path / "models",
-    )
-    data["toys"] = {}
-    for n_hidden in config.n_hidden:
-        toy = models.load(n_hidden=n_hidden)["toy"]
-        data["toys"][str(n_hidden)] = {**toy, "W": toy["W"][..., :n_hidden]}  # without the silent units that fill it up
-    found = sp.sweep(
-        study.train,
-        grid,
+    names = ["neuron", "sae", "random_sae", "oracle", *["supervised"] * bool(config.supervised.steps)]
+    of_models = ConfigDict({**config.to_dict(), "sae": config.published.to_dict(), "options": {}})
+    grid = {"n_hidden": config.n_hidden, "architecture": config.architectures, "n_latents": config.n_latents}
+    # Whatever is wrong with the settings shows here, before anything is written.
+    for values in itertools.product(*grid.values()):
+        point = {**dict(zip(grid, values, strict=True)), "rung": 0.0}
+        blank = jax.tree.map(lambda leaf: leaf[None], toys.toy(config, point["n_hidden"]).init(init_key))
+        state = jax.eval_shape(partial(train, config, **point), 0, {**data, "toys": {str(point["n_hidden"]): blank}})
+        jax.eval_shape(partial(score, config, **point), state, state, eval_key)
+    widths = {"n_hidden": config.n_hidden}
+    models = toys.sweep(of_models, run, partial(toys.train, of_models, names), widths, workdir=run.path / "models")
+    data["toys"] = {str(n_hidden): models.load(n_hidden=n_hidden)["toy"] for n_hidden in config.n_hidden}
+    saes = sp.sweep(
+        partial(train, config),
+        {**grid, "rung": [float(rung) for rung in range(min(rungs))]},
         np.arange(config.n_seeds),
-        score=study.score,
+        score=partial(score, config),
         pairs="unordered",
         data_key=data,
         eval_key=eval_key,
         chunk=config.chunk or None,
         workdir=run.path / "saes",
     )
-    recovery = toy_alignment.recovery_rows(study.toys, models.states)
-    seconds = {stage: models.seconds[stage] + found.seconds[stage] for stage in ("compile", "run")}
-    n_scored = study.toys.eval_batches * config.eval.batch_size
-    return run.finish(tabulate(study, found), seconds, recovery=recovery, n_scored=n_scored)
+    rows = []
+    for values, rung in itertools.product(itertools.product(*grid.values()), range(min(rungs))):
+        point = dict(zip(grid, values, strict=True))
+        at = {**point, "rung": float(rung)}
+        row = tabulate(config, saes.load(**at), saes.scores.sel(at))
+        rows.append({**point, "sparsity": ladder(config, point["architecture"])[rung], **row, "n_seeds": config.n_seeds})
+    return run.finish(
+        rows,
+        {stage: models.seconds[stage] + saes.seconds[stage] for stage in ("compile", "run")},
+        recovery=toys.recovery_rows(config, names, models.states),
+        n_scored=toys.n_batches(config) * config.eval.batch_size,
+    )
 
 
-def tabulate(study: Study, found: sp.sweeps.Results) -> list[dict[str, Any]]:
-    """A row for each point: mean over seeds of what is measured of one SAE, over pairs of what is measured of two."""
-    config, rows = study.config, []
-    metrics = sp.metrics.resolve(config.metrics)
-    for n_hidden, architecture, n_latents in itertools.product(config.n_hidden, config.architectures, config.n_latents):
-        for rung, sparsity in enumerate(config.sparsity[architecture]):
-            point = {"n_hidden": n_hidden, "architecture": architecture, "n_latents": n_latents}
-            state = found.load(**point, rung=float(rung))
-            scores = found.scores.sel(**point, rung=float(rung))
-            row = {**point, "sparsity": sparsity}
-            for i, (kind, prefix) in enumerate(zip(KINDS, ("", "random_"), strict=True)):
-                summaries = {"recovery": sp.stats.over_seeds(state["recovery"][:, i])}
-                for metric in metrics:
-                    values = np.full((config.n_seeds, config.n_seeds), np.nan)
-                    pairs = scores[metric.name].transpose("pair", ...)
-                    values[pairs.source, pairs.target] = pairs.values[..., i]
-                    summaries[metric.name] = sp.stats.over_pairs(values, symmetric=True)
-                row[f"{prefix}l0"] = float(np.mean(state["l0"][:, i]))
-                if kind == "sae":
-                    row["dead"] = float(np.mean(state["dead"][:, i]))
-                    summaries["fvu"] = sp.stats.over_seeds(state["fvu"][:, i])
-                for name, summary in summaries.items():
-                    row |= {prefix + name: summary["mean"], f"{prefix}{name}_ci95": summary["ci95"]}
-            rows.append({**row, "n_seeds": config.n_seeds})
-    return rows
+def tabulate(config: ConfigDict, state: Any, scores: Any) -> dict[str, Any]:
+    """Mean over seeds of what is measured of one SAE, over pairs of what is measured of two, with intervals."""
+    row: dict[str, Any] = {}
+    for i, (kind, prefix) in enumerate(KINDS.items()):
+        summaries = {"recovery": sp.stats.over_seeds(state["recovery"][:, i])}
+        for metric in sp.metrics.resolve(config.metrics):
+            square = np.full((config.n_seeds, config.n_seeds), np.nan)
+            pairs = scores[metric.name].transpose("pair", ...)
+            square[pairs.source, pairs.target] = pairs.values[..., i]
+            summaries[metric.name] = sp.stats.over_pairs(square, symmetric=True)
+        row[f"{prefix}l0"] = float(np.mean(state["l0"][:, i]))
+        if kind == "sae":
+            row["dead"] = float(np.mean(state["dead"][:, i]))
+            summaries["fvu"] = sp.stats.over_seeds(state["fvu"][:, i])
+        for name, summary in summaries.items():
+            row |= {prefix + name: summary["mean"], f"{prefix}{name}_ci95": summary["ci95"]}
+    return row
 
 
-# Okabe & Ito's palette, and markers, so that nine lines can be told apart.
-STYLES = {
-    "vanilla": ("#999999", "o"),
-    "topk": ("#0072B2", "s"),
-    "batch_topk": ("#56B4E9", "D"),
-    "jumprelu": ("#E69F00", "^"),
-    "gated": ("#D55E00", "v"),
-    "matryoshka": ("#F0C75E", "P"),
-    "matching_pursuit": ("#CC79A7", "X"),
-    "archetypal": ("#000000", "*"),
-    "nonnegative": ("#009E73", "h"),
-    "topk_rectified": ("#5C3D99", "p"),
-}
+LABELS = {"recovery": "feature recovery (r)", "fvu": "variance unexplained", "soft_match": "soft-matching of seeds (r)"}
 
 
 def draw(results: dict[str, Any], run: Run) -> None:
     """The figure: recovery, unexplained variance and alignment against active latents, a column a width."""
-    rows, recovery = results["rows"], results["recovery"]
-    widths = list(dict.fromkeys(row["n_hidden"] for row in rows))
+    widths = list(dict.fromkeys(row["n_hidden"] for row in results["rows"]))
+    several = len({row["n_latents"] for row in results["rows"]}) > 1
+    rows = [
+        {**row, "line": row["architecture"] + (f", {row['n_latents']} latents" if several else "")} for row in results["rows"]
+    ]
     metrics = run.config["metrics"]
     names = ["recovery", "fvu", *([metrics] if isinstance(metrics, str) else metrics)]
-    labels = {"recovery": "feature recovery (r)", "fvu": "variance unexplained", "soft_match": "soft-matching of seeds (r)"}
     figure, axes = plotting.panels(len(names), len(widths), (1 + 3.6 * len(widths), 0.9 + 2.6 * len(names)), sharex="col")
-    for (line, name), (j, n_hidden) in itertools.product(zip(axes, names, strict=True), enumerate(widths)):
-        axis = line[j]
-        for architecture, n_latents in dict.fromkeys((row["architecture"], row["n_latents"]) for row in rows):
-            chosen = [
-                {**row, "mean": row[name], "ci95": row[f"{name}_ci95"]}
-                for row in rows
-                if (row["n_hidden"], row["architecture"], row["n_latents"]) == (n_hidden, architecture, n_latents)
-            ]
-            chosen.sort(key=lambda row: row["l0"])
-            colour, marker = STYLES.get(architecture, ("#444444", "."))
-            several = len({row["n_latents"] for row in rows}) > 1
-            axis.errorbar(
-                [row["l0"] for row in chosen],
-                plotting.means(chosen),
-                yerr=plotting.errors(chosen),
-                label=f"{architecture}, {n_latents} latents" if several else architecture,
-                color=colour,
-                marker=marker,
-                markersize=5,
-                linewidth=1.2,
-                capsize=2,
-            )
-            if f"random_{name}" in chosen[0]:
-                chosen.sort(key=lambda row: row["random_l0"])
-                untrained = [[row[f"random_{measure}"] for row in chosen] for measure in ("l0", name)]
-                axis.plot(*untrained, color=colour, linestyle="--", linewidth=0.8, marker=".", markersize=3)
+    for (line, name), (axis_number, n_hidden) in itertools.product(zip(axes, names, strict=True), enumerate(widths)):
+        axis = line[axis_number]
+        chosen = [row for row in rows if row["n_hidden"] == n_hidden]
+        shown = [{**row, "mean": row[name], "ci95": row[f"{name}_ci95"]} for row in chosen]
+        plotting.curves(axis, shown, "l0", "line", log=2, linestyle="-")
+        if f"random_{name}" in chosen[0]:
+            untrained = [{**row, "mean": row[f"random_{name}"], "ci95": None} for row in chosen]
+            small = {"linestyle": "--", "linewidth": 0.8, "marker": ".", "markersize": 3, "label": None}
+            plotting.curves(axis, untrained, "random_l0", "line", log=2, **small)
         if name == "recovery":
-            lines = [row for row in recovery if row["n_hidden"] == n_hidden and row["units"] != "random_sae"]
-            lines.sort(key=lambda row: row["mean"], reverse=True)
-            apart = 0.035 * lines[0]["mean"]  # names of lines that lie closer than this stand below each other
-            above = float("inf")
-            for row in lines:
-                units = "published SAE" if row["units"] == "sae" else row["units"]
-                axis.axhline(row["mean"], color=plotting.COLOURS[row["units"]], linestyle=":", linewidth=1)
-                above = min(row["mean"], above - apart)
-                axis.annotate(units, (1, above), (2, -2), xycoords=("axes fraction", "data"), **_SMALL)
+            _across(axis, [row for row in results["recovery"] if row["n_hidden"] == n_hidden and row["units"] != "random_sae"])
             axis.set_title(f"{n_hidden} hidden units")
-        axis.set_xscale("log", base=2)
         axis.xaxis.set_major_formatter("{x:g}")
         axis.set_ylim(bottom=0)
-        if j == 0:
-            axis.set_ylabel(labels.get(name, name))
-    for axis in axes[-1]:
-        axis.set_xlabel("active latents a sample (L0)")
-    handles, found = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, found, loc="outside lower center", ncols=5, fontsize=8, frameon=False)
-    figure.suptitle(plotting.caption(rows), fontsize=9, color="#444444")
+        axis.set_xlabel("active latents a sample (L0)" if name == names[-1] else "")
+        line[0].set_ylabel(LABELS.get(name, name))
+    plotting.finish(figure, plotting.caption(rows))
     plotting.save(figure, run.figure)
 
 
-_SMALL = {"textcoords": "offset points", "fontsize": 7, "color": "#444444"}
+def _across(axis, rows):
+    """A line across for each way to read the same models, with its name at the right."""
+    rows = sorted(rows, key=lambda row: row["mean"], reverse=True)
+    apart, above = 0.035 * rows[0]["mean"], float("inf")  # names of lines that lie closer than this stand below each other
+    for row in rows:
+        look = plotting.style(row["units"])
+        axis.axhline(row["mean"], color=look["color"], linestyle=":", linewidth=1)
+        above = min(row["mean"], above - apart)
+        name = "published SAE" if row["units"] == "sae" else look["label"]
+        place = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
+        axis.annotate(name, (1, above), (2, -2), fontsize=7, color="#444444", **place)
 
 
 if __name__ == "__main__":

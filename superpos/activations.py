@@ -36,7 +36,8 @@ class Side:
         train: samples that views are fitted on, of the same units, and that are not scored; or several such. By default a part
             of x, which is then not scored.
         views: that only this side has, by name, such as a loaded SAE; they stand in for views of the comparison of that name.
-        names: of the images, one a row. Sides with names are paired by them, others row by row.
+        names: of the images, one a row. Sides with names are paired by
+            them with the first side, others row by row.
         hashes: of the images, one a row: equal for copies. Copies are one group, and are refused where they train.
         truth: of each row, `(rows, features)` or `(rows, positions, features)`: for views that are shown the features.
         reliability: of each unit, `(units,)`, for scores that are corrected for noise; see `superpos.reliability`.
@@ -230,29 +231,26 @@ def _in_order(array: Any, axes: Sequence[str] | None) -> np.ndarray:
 
 
 def _pair(sources: Mapping[str, _Source]) -> tuple[dict[str, np.ndarray], dict[str, int]]:
-    """The rows of each side that are the same images, and how many of each have no partner."""
-    counts = {name: len(source.array) for name, source in sources.items()}
-    first = next(iter(sources))
-    if any(source.names is None for source in sources.values()):
-        for name, source in sources.items():
-            if counts[name] != counts[first]:
-                raise ValueError(_unequal(first, name, sources[first].array.shape, source.array.shape))
-        every = np.arange(counts[first])
-        return dict.fromkeys(sources, every), dict.fromkeys(sources, 0)
-    common: set[str] | None = None
+    """The rows of each side that are the same images, and how many of each have no partner.
+
+    Sides with names are paired by them with the first side; without, on either, rows are in the first side's order.
+    """
+    first, reference_side = next(iter(sources.items()))
+    n = len(reference_side.array)
+    where: dict[str, dict[str, int]] = {}
     for name, source in sources.items():
-        again = [image for image, count in Counter(source.names).items() if count > 1]
-        if again:
+        if source.names is None or reference_side.names is None:
+            if len(source.array) != n:
+                raise ValueError(_unequal(first, name, reference_side.array.shape, source.array.shape))
+            continue
+        if again := [image for image, count in Counter(source.names).items() if count > 1]:
             raise ValueError(f"names of {name} must hold each image once, but {again[0]} is there more than once.")
-        common = set(source.names or ()) if common is None else common & set(source.names or ())
-    order = [image for image in sources[first].names or () if image in (common or ())]
+        where[name] = {image: i for i, image in enumerate(source.names)}
+    order = [i for i in range(n) if not where or all((reference_side.names or ())[i] in images for images in where.values())]
     if not order:
-        listed = ", ".join(f"{name} has {source.names[0]}, ..." for name, source in sources.items() if source.names)
-        raise ValueError(f"names of the sides must have images in common, but they have none: {listed}")
-    rows = {}
-    for name, source in sources.items():
-        at = {image: i for i, image in enumerate(source.names or ())}
-        rows[name] = np.array([at[image] for image in order])
+        raise ValueError(f"names of the sides must have images in common, but {', '.join(where)} have none.")
+    chosen = [] if reference_side.names is None else [reference_side.names[i] for i in order]
+    rows = {name: np.array([where[name][image] for image in chosen]) if name in where else np.array(order) for name in sources}
     reference = None
     for name, source in sources.items():
         if source.hashes is None:
@@ -261,7 +259,7 @@ def _pair(sources: Mapping[str, _Source]) -> tuple[dict[str, np.ndarray], dict[s
         if reference is not None and (differ := np.flatnonzero(mine != reference[1])).size:
             raise ValueError(
                 f"{reference[0]} and {name} must be of the same images, but {len(differ)} of {len(order)} that are named alike "
-                f"are not, first {order[differ[0]]}."
+                f"are not, first {chosen[differ[0]] if chosen else order[differ[0]]}."
             )
         reference = (name, mine) if reference is None else reference
     return rows, {name: counts[name] - len(order) for name in sources}

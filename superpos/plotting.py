@@ -1,45 +1,98 @@
-"""Figures from result tables: one style, and one colour a comparison, everywhere.
+"""Figures from result tables: one style, and one colour a view, everywhere.
 
-Figures that several experiments draw are here; one that belongs to a single experiment is in its `draw`.
+A figure is `panels`, what stands in them, `finish` and `save`. A row is a dictionary with `mean` and `ci95`, as `sp.stats`
+makes them, and with columns that say of what it is.
+
+    figure, ((left, right),) = plotting.panels(1, 2, (8, 4))
+    plotting.bars(left, rows)                         # a bar a comparison, with its number
+    plotting.grouped_bars(left, rows, "layer")        # a group a value of a column, a bar a comparison
+    plotting.curves(right, rows, "n_hidden", log=2)   # a line a comparison over a setting
+    plotting.finish(figure, plotting.caption(rows))   # wraps what is long, one legend below
+    plotting.save(figure, path)
+
+What a comparison or view looks like is `style(name)`: views say it themselves, names that nobody knows get colours from a
+fixed cycle. Intervals are drawn where there are any. What belongs to a single experiment is in its `draw`.
 """
 
+import itertools
 import math
-from collections.abc import Sequence
+import textwrap
+import zlib
+from collections.abc import Iterable, Sequence
 from os import PathLike
 from typing import Any
 
-# Okabe & Ito's colour-blind safe palette: neurons black, SAEs blues, random controls orange and red.
-COLOURS = {
-    "neuron->neuron": "#000000",
+from superpos.views import VIEWS
+
+# Where the two views of a comparison differ it has a colour of its own; other ones are made of the colours of both.
+_MIXED = {
     "sae->neuron": "#56B4E9",
-    "sae->sae": "#0072B2",
     "random_sae->neuron": "#F0C75E",
     "random_sae->sae": "#E69F00",
-    "random_sae->random_sae": "#D55E00",
-    "oracle->oracle": "#009E73",
-    "pca->pca": "#999999",
     "neuron->site": "#000000",
     "sae->site": "#56B4E9",
     "random_sae->site": "#F0C75E",
-    "pca->site": "#999999",
-    "oracle->site": "#009E73",
-    "feature->site": "#CC79A7",
-    "neuron": "#000000",
-    "sae": "#0072B2",
-    "random_sae": "#D55E00",
-    "oracle": "#009E73",
-    "supervised": "#CC79A7",
 }
-_MARKERS = {"neuron": "o", "sae": "s", "random_sae": "^", "oracle": "D", "supervised": "v"}
+# What no view is called.
+_OTHERS = {"feature": "#CC79A7", "pca": "#999999", "oracle": "#009E73", "supervised": "#CC79A7"}
+# Okabe & Ito's colour-blind safe palette and Tol's muted one, so that a dozen names can be told apart.
+_CYCLE = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#332288", "#999933", "#882255", "#44AA99")
+_MARKERS = "osD^vPXh*p<>"
 _TITLES = {
     "semi_match": "Semi-matching (Pearson r)",
     "soft_match": "Soft-matching (Pearson r)",
     "ridge": "Ridge regression (Pearson r)",
 }
+_NOTE = {"fontsize": 9, "color": "#444444"}
+_WIDTH = 0.068  # inches of a letter in small print
+
+
+def style(name: str, among: Iterable[str] = ()) -> dict[str, Any]:
+    """How a view, a comparison or anything else with a name looks: `color`, `marker`, `linestyle` and `label`.
+
+    Args:
+        name: of a view, "source->target", or any other.
+        among: all names of the figure, so that those which no view has differ from each other.
+
+    >>> style("sae->sae")
+    {'color': '#0072B2', 'marker': 's', 'linestyle': '-', 'label': 'sae->sae'}
+    """
+    source, arrow, target = name.partition("->")
+    others = [other for other in dict.fromkeys(among) if not set(other.split("->")) & VIEWS.keys()]
+    number = others.index(name) if name in others else zlib.crc32(name.encode())
+    shown = target if arrow and target != "site" else source
+
+    def colour(view):
+        known = VIEWS[view].colour if view in VIEWS else _OTHERS.get(view)
+        return known or _CYCLE[number % len(_CYCLE)]
+
+    # Of two views: a light shade of the source against neurons, else between both.
+    mixed = colour(source) if shown == source else _blend(colour(source), "#FFFFFF" if shown == "neuron" else colour(shown))
+    return {
+        "color": _MIXED.get(name, mixed),
+        "marker": VIEWS[shown].marker if shown in VIEWS else _MARKERS[number % len(_MARKERS)],
+        "linestyle": ":" if name.startswith("random") else "-" if shown == source else "--",
+        "label": VIEWS[name].label if name in VIEWS else name,
+    }
+
+
+def _blend(a, b):
+    channels = [(int(a[i : i + 2], 16), int(b[i : i + 2], 16)) for i in (1, 3, 5)]
+    return "#" + "".join(f"{round(0.6 * x + 0.4 * y):02X}" for x, y in channels)
+
+
+class _Colours(dict):
+    """The colour of every name, asked for or not."""
+
+    def __missing__(self, name):
+        return style(name)["color"]
+
+
+COLOURS: dict[str, str] = _Colours()
 
 
 def panels(rows: int, columns: int, size: tuple[float, float], **options: Any) -> tuple[Any, Any]:
-    """A figure in the style of all figures here, and its axes `(rows, columns)`. Draw, then `save`.
+    """A figure in the style of all figures here, and its axes `(rows, columns)`. Draw, `finish`, then `save`.
 
     Args:
         rows, columns: of panels.
@@ -54,57 +107,136 @@ def panels(rows: int, columns: int, size: tuple[float, float], **options: Any) -
     return figure, figure.subplots(rows, columns, squeeze=False, **options)
 
 
+def finish(figure: Any, caption: str = "", legend: Sequence[Any] | None = None) -> None:
+    """The caption above, one legend below all panels; titles and captions that are too long are wrapped.
+
+    Args:
+        figure: from `panels`.
+        caption: what bars and points are.
+        legend: handles with labels; by default those of all axes without a legend of their own, each label once; () for none.
+    """
+    width = figure.get_figwidth()
+    figure.suptitle(textwrap.fill(caption, int(width / _WIDTH / 1.1)), **_NOTE)
+    if legend is None:
+        axes = [axis for axis in figure.axes if axis.get_legend() is None]
+        legend = [handle for axis in axes for handle in axis.get_legend_handles_labels()[0]]
+    handles: dict[str, Any] = {}
+    for handle in legend:
+        handles.setdefault(handle.get_label(), handle)
+    if handles:
+        room = _WIDTH * max(map(len, handles)) + 0.55
+        columns = max(1, min(len(handles), int(width / room)))
+        lines = -(-len(handles) // columns)
+        options = {"ncols": -(-len(handles) // lines), "fontsize": 8, "frameon": False}
+        figure.legend(handles.values(), handles, loc="outside lower center", **options)
+    figure.draw_without_rendering()
+    for axis in figure.axes:
+        room = int(axis.get_position().width * width / _WIDTH / 1.15)
+        for text in (axis.title, axis.xaxis.label):
+            lines = [textwrap.fill(line, max(room, 10), break_long_words=False) for line in text.get_text().splitlines()]
+            text.set_text("\n".join(lines))
+
+
 def save(figure: Any, path: str | PathLike) -> None:
     """Writes a figure as PNG."""
     figure.savefig(path, dpi=200)
 
 
-def alignment_by_width(rows: Sequence[dict[str, Any]], recovery: Sequence[dict[str, Any]], path: str | PathLike) -> None:
-    """Alignment and feature recovery against the number of hidden units, a panel a metric, with 95 % intervals.
+def bars(axis: Any, rows: Sequence[dict[str, Any]], by: str = "comparison") -> None:
+    """A horizontal bar a row, with its number and its interval.
 
     Args:
-        rows: rows of alignment, with `n_hidden`.
-        recovery: rows of feature recovery.
-        path: of the PNG to write.
+        axis: to draw on.
+        rows: of one metric.
+        by: the column that names the bars.
     """
-    metrics = list(dict.fromkeys(row["metric"] for row in rows))
-    titles = [*metrics, "recovery"]
-    figure, (axes,) = panels(1, len(titles), (3.4 * len(titles), 4.2))
-    for axis, panel in zip(axes, titles, strict=True):
-        chosen = recovery if panel == "recovery" else [row for row in rows if row["metric"] == panel]
-        key = "units" if panel == "recovery" else "comparison"
-        names = list(dict.fromkeys(row[key] for row in chosen))
-        widths = sorted({row["n_hidden"] for row in chosen})
-        for offset, name in enumerate(names):
-            line = [row for row in chosen if row[key] == name]
-            # Side by side within a width, so that intervals do not hide each other.
-            shift = 2 ** (0.05 * (offset - (len(names) - 1) / 2))
-            axis.errorbar(
-                [row["n_hidden"] * shift for row in line],
-                means(line),
-                yerr=errors(line),
-                label=name,
-                color=COLOURS.get(name, "grey"),
-                marker=_MARKERS[name.split("->")[-1]],
-                linestyle=":" if name.startswith("random") else "-",
-                capsize=2,
-                markersize=5,
-                linewidth=1.4,
-            )
-        axis.set_xscale("log", base=2)
-        axis.set_xticks(widths, [str(width) for width in widths])
+    names = list(dict.fromkeys(row[by] for row in rows))
+    positions = [names.index(row[by]) for row in rows]
+    colours = [style(row[by], names)["color"] for row in rows]
+    error_kw = {"capsize": 3, "ecolor": "#777777"}
+    axis.barh(positions, means(rows), xerr=errors(rows), color=colours, height=0.7, error_kw=error_kw)
+    for position, row in zip(positions, rows, strict=True):
+        end = max(row["mean"] or 0, *(row["ci95"] or (0,)))
+        number = "no score" if row["mean"] is None else f"{row['mean']:.3f}"
+        axis.annotate(number, (end, position), (4, 0), textcoords="offset points", va="center", fontsize=8)
+    axis.set_yticks(range(len(names)), names)
+    axis.set_ylim(len(names) - 0.4, -0.6)
+    axis.margins(x=0.18)  # room for the numbers
+    axis.axvline(0, color="black", linewidth=0.8)
+
+
+def grouped_bars(axis: Any, rows: Sequence[dict[str, Any]], by: str, bar: str = "comparison") -> None:
+    """A group of bars for each value of a column, with intervals; labelled for a legend.
+
+    Args:
+        axis: to draw on.
+        rows: of one metric.
+        by: the column of the groups, such as "layer".
+        bar: the column of the bars within a group.
+    """
+    groups, names = (list(dict.fromkeys(row[column] for row in rows)) for column in (by, bar))
+    width = 0.8 / len(names)
+    for i, name in enumerate(names):
+        chosen = [row for row in rows if row[bar] == name]
+        positions = [groups.index(row[by]) + (i - (len(names) - 1) / 2) * width for row in chosen]
+        axis.bar(
+            positions,
+            means(chosen),
+            yerr=errors(chosen),
+            width=0.9 * width,
+            color=style(name, names)["color"],
+            label=style(name)["label"],
+            error_kw={"capsize": 1.5, "ecolor": "#777777", "linewidth": 0.8},
+        )
+    room = axis.get_position().width * axis.figure.get_figwidth() / _WIDTH  # letters along the axis
+    crowded = len(groups) > 1 and (1 + max(map(len, map(str, groups)))) * len(groups) > room
+    turned: dict[str, Any] = {"rotation": 25, "ha": "right", "rotation_mode": "anchor"}
+    axis.set_xticks(range(len(groups)), groups, **(turned if crowded else {}))
+    axis.set_xlabel(by)
+    axis.axhline(0, color="black", linewidth=0.8)
+    if len(groups) == 1:
+        axis.set_xlim(-0.75, 0.75)
+
+
+def curves(
+    axis: Any, rows: Sequence[dict[str, Any]], x: str, by: str = "comparison", *, log: int | None = None, **options: Any
+) -> None:
+    """A line with intervals for each value of a column, over a setting; labelled for a legend.
+
+    Lines stand side by side within a setting, so that intervals do not hide each other; not so where each line has settings of
+    its own, such as measured numbers of active latents.
+
+    Args:
+        axis: to draw on.
+        rows: of one metric.
+        x: the column of the setting, numbers.
+        by: the column of the lines.
+        log: the base of a logarithmic axis.
+        options: of `errorbar`, in place of the style of all lines.
+    """
+    names = list(dict.fromkeys(row[by] for row in rows))
+    values = sorted({row[x] for row in rows})
+    shared = len(values) <= max(sum(row[by] == name for row in rows) for name in names)
+    step = min((b - a for a, b in itertools.pairwise(values)), default=1)
+    for i, name in enumerate(names):
+        line = sorted((row for row in rows if row[by] == name), key=lambda row: row[x])
+        place = 0.05 * (i - (len(names) - 1) / 2) * shared
+        at = [row[x] * log**place if log else row[x] + step * place for row in line]
+        look = {"capsize": 2, "markersize": 5, "linewidth": 1.3, **style(str(name), map(str, names)), **options}
+        axis.errorbar(at, means(line), yerr=errors(line), **look)
+    if log:
+        axis.set_xscale("log", base=log)
+    if shared:
+        axis.set_xticks(values, [f"{value:.3g}" if isinstance(value, float) else str(value) for value in values])
         axis.minorticks_off()
-        axis.set_xlim(widths[0] / 1.5, widths[-1] * 1.5)
-        axis.set_xlabel("hidden units")
-        axis.set_ylim(min(0, axis.get_ylim()[0]), 1)
-        axis.set_title("Feature recovery" if panel == "recovery" else metric_title(panel))
-    axes[0].set_ylabel("mean over pairs of seeds, held out")
-    axes[-1].set_ylabel("highest correlation with any unit")
-    axes[-1].legend(title="units", fontsize=8, title_fontsize=8, loc="upper left", frameon=False)
-    handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize=8, frameon=False)
-    figure.suptitle(caption(rows), fontsize=9, color="#444444")
-    save(figure, path)
+        ends = (values[0] / log**0.6, values[-1] * log**0.6) if log else (values[0] - step / 2, values[-1] + step / 2)
+        axis.set_xlim(ends)
+    axis.set_xlabel(x)
+
+
+def metric_title(metric: str) -> str:
+    """What a panel of a metric is called."""
+    return _TITLES.get(metric, metric)
 
 
 def alignment_bars(rows: Sequence[dict[str, Any]], title: str, path: str | PathLike) -> None:
@@ -116,72 +248,12 @@ def alignment_bars(rows: Sequence[dict[str, Any]], title: str, path: str | PathL
         path: of the PNG to write.
     """
     metrics = list(dict.fromkeys(row["metric"] for row in rows))
-    comparisons = list(dict.fromkeys(row["comparison"] for row in rows))
     figure, (axes,) = panels(1, len(metrics), (2 + 3 * len(metrics), 3.4), sharey=True)
     for axis, metric in zip(axes, metrics, strict=True):
-        chosen = [row for row in rows if row["metric"] == metric]
-        positions = [comparisons.index(row["comparison"]) for row in chosen]
-        axis.barh(
-            positions,
-            means(chosen),
-            xerr=errors(chosen),
-            color=[COLOURS.get(row["comparison"], "grey") for row in chosen],
-            height=0.7,
-            error_kw={"capsize": 3, "ecolor": "#777777"},
-        )
-        for position, row in zip(positions, chosen, strict=True):
-            end = max(row["mean"] or 0, *(row["ci95"] or (0,)))
-            axis.annotate(
-                "no score" if row["mean"] is None else f"{row['mean']:.3f}",
-                (end, position),
-                (4, 0),
-                textcoords="offset points",
-                va="center",
-                fontsize=8,
-            )
-        axis.set_yticks(range(len(comparisons)), comparisons)
-        axis.invert_yaxis()
+        bars(axis, [row for row in rows if row["metric"] == metric])
         axis.set_xlabel(metric_title(metric))
-        axis.margins(x=0.18)  # room for the numbers
-        axis.axvline(0, color="black", linewidth=0.8)
-    figure.suptitle(f"{title}\n{caption(rows)} of the SAEs, the samples held fixed", fontsize=9, color="#444444")
+    finish(figure, f"{title}; {caption(rows)} of the SAEs, the samples held fixed", legend=())
     save(figure, path)
-
-
-def grouped_bars(axis: Any, rows: Sequence[dict[str, Any]], by: str) -> None:
-    """A group of bars for each value of a column, a bar a comparison, with 95 % intervals; labelled for a legend.
-
-    Args:
-        axis: to draw on.
-        rows: rows of alignment of one metric.
-        by: the column, such as "layer".
-    """
-    groups = list(dict.fromkeys(row[by] for row in rows))
-    comparisons = list(dict.fromkeys(row["comparison"] for row in rows))
-    width = 0.8 / len(comparisons)
-    for i, comparison in enumerate(comparisons):
-        chosen = [row for row in rows if row["comparison"] == comparison]
-        positions = [groups.index(row[by]) + (i - (len(comparisons) - 1) / 2) * width for row in chosen]
-        axis.bar(
-            positions,
-            means(chosen),
-            yerr=errors(chosen),
-            width=0.9 * width,
-            color=COLOURS.get(comparison, "grey"),
-            label=comparison,
-            error_kw={"capsize": 1.5, "ecolor": "#777777", "linewidth": 0.8},
-        )
-    crowded = len(groups) > 1 and max(map(len, map(str, groups))) > 8
-    axis.set_xticks(range(len(groups)), groups, rotation=20 if crowded else 0)
-    axis.set_xlabel(by)
-    axis.axhline(0, color="black", linewidth=0.8)
-    if len(groups) == 1:
-        axis.set_xlim(-0.75, 0.75)
-
-
-def metric_title(metric: str) -> str:
-    """What a panel of a metric is called."""
-    return _TITLES.get(metric, metric)
 
 
 def image_grid(
@@ -230,12 +302,11 @@ def means(rows: Sequence[dict[str, Any]]) -> list[float]:
 
 
 def errors(rows: Sequence[dict[str, Any]]) -> list[list[float]]:
-    """Distances from the mean of each row to both ends of its interval `ci95`, 0 where there is none: for `errorbar`."""
-    centres = means(rows)
-    ends = [row["ci95"] or (mean, mean) for row, mean in zip(rows, centres, strict=True)]
+    """Distances from the mean of each row to both ends of its interval `ci95`, NaN where there is none: for `errorbar`."""
+    ends = [row["ci95"] or (math.nan, math.nan) for row in rows]
     return [
-        [mean - low for mean, (low, _) in zip(centres, ends, strict=True)],
-        [high - mean for mean, (_, high) in zip(centres, ends, strict=True)],
+        [mean - low for mean, (low, _) in zip(means(rows), ends, strict=True)],
+        [high - mean for mean, (_, high) in zip(means(rows), ends, strict=True)],
     ]
 
 

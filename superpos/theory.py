@@ -15,9 +15,9 @@ import numpy as np
 from jax.scipy.special import betainc
 from jax.scipy.stats import norm
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Key
 
-from superpos import alignment, arrangements
+from superpos import alignment, arrangements, transport
 from superpos.linalg import matmul
 from superpos.metrics.base import Metric, Score, positive_integer
 from superpos.moments import Moments, Side
@@ -139,6 +139,65 @@ def random_permutation_match(n_units: int, dimension: float) -> Float[Array, ""]
     if n_units == 1:
         return jnp.zeros(())  # nothing to choose
     return _expected(n_units, dimension, lambda u: _matched_density(u, n_units))
+
+
+# With equally many units on both sides soft matching is one to one.
+RANDOM = {
+    "semi_match": random_semi_match,
+    "permutation_match": random_permutation_match,
+    "soft_match": random_permutation_match,
+}
+
+
+def simulate_random(key: Key[Array, ""], n_features: int, n_units: int) -> dict[str, Float[Array, ""]]:
+    """The scores of an endless sample of two Gaussian arrangements of features of equal variance: what `RANDOM` expects.
+
+    Args:
+        key: draws both arrangements.
+        n_features, n_units: static sizes.
+    """
+    sides = (arrangements.gaussian(side, n_features, n_units) for side in jax.random.split(key))
+    a, b = (arrangements.directions(side.T) for side in sides)  # units of norm 1: products are correlations
+    r = matmul(a, b.T)
+    return {"semi_match": jnp.mean(jnp.max(r, axis=0)), "permutation_match": -transport.assignment(-r).objective / n_units}
+
+
+def agreement(predicted: Float[np.ndarray, "pairs folds"], measured: Float[np.ndarray, "pairs folds"]) -> dict[str, float]:
+    """Measured less predicted scores of many pairs, beside the standard error of one measured score.
+
+    The error is that of the mean over folds, which are independent samples, from their spread; root mean square over pairs.
+
+    Returns:
+        `mean_difference`, `rms_difference`, `largest_difference`, `sampling_error`, `n_pairs`.
+    """
+    predicted, measured = np.asarray(predicted, np.float64), np.asarray(measured, np.float64)
+    error = (measured - predicted).mean(axis=1)
+    return {
+        "mean_difference": error.mean(),
+        "rms_difference": np.sqrt(np.mean(error**2)),
+        "largest_difference": np.abs(error).max(),
+        "sampling_error": np.sqrt(np.mean(measured.var(axis=1, ddof=1) / measured.shape[1])),
+        "n_pairs": len(error),
+    }
+
+
+def agreement_of_random(simulated: Float[np.ndarray, " pairs"], n_features: int, n_units: int, metric: str) -> dict[str, float]:
+    """The `formula` of `RANDOM` beside the `mean` of simulations, its `standard_error`, and the `relative_difference`.
+
+    Args:
+        simulated: `(pairs,)`, scores of pairs of random arrangements, at least 2.
+        n_features, n_units: of the arrangements.
+        metric: a name out of `RANDOM`.
+    """
+    simulated = np.asarray(simulated, np.float64)
+    mean, formula = simulated.mean(), float(RANDOM[metric](n_units, n_features))
+    return {
+        "formula": formula,
+        "mean": mean,
+        "standard_error": simulated.std(ddof=1) / math.sqrt(len(simulated)),
+        "relative_difference": formula / mean - 1,
+        "n_pairs": len(simulated),
+    }
 
 
 def _expected(n_units, dimension, density):

@@ -29,7 +29,7 @@ def test_the_grid_is_complete_and_says_what_it_realised(results):
 def test_weights_equal_up_to_order_and_scale_are_consistent():
     weights = np.array([[1.0, 0.2], [0.0, 0.7], [0.3, -0.5]], np.float32)
     swapped = {"W": 2 * weights[:, ::-1]}
-    np.testing.assert_allclose(arrangement_consistency.Study.score({"W": weights}, swapped, None), 1, atol=1e-6)
-    inverted = float(arrangement_consistency.Study.score({"W": weights}, {"W": -weights}, None))
+    np.testing.assert_allclose(arrangement_consistency.score({"W": weights}, swapped, None), 1, atol=1e-6)
+    inverted = float(arrangement_consistency.score({"W": weights}, {"W": -weights}, None))
     r = np.corrcoef(weights.T)[0, 1]
     np.testing.assert_allclose(inverted, max(-1, -r), atol=1e-6)

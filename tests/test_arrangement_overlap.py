@@ -2,7 +2,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import arrangement_overlap, toy_alignment
+from experiments import arrangement_overlap, toy_alignment, toys
 from superpos.results import Run
 
 
@@ -21,7 +21,7 @@ def results(conduct):
 
 @pytest.fixture(scope="module")
 def score():
-    return jax.jit(arrangement_overlap.Study.score)
+    return jax.jit(arrangement_overlap.score)
 
 
 def state(weights, bits=0):
@@ -98,8 +98,8 @@ def test_models_are_those_of_toy_alignment():
     published.eval.update({"n_samples": 10, "batch_size": 2})
     published.n_hidden = (4,)
     keys = jax.random.split(jax.random.key(3))
-    mine = jax.jit(lambda a, b: arrangement_overlap.Study(config).train(a, b, 4)["W"])(*keys)
-    theirs = jax.jit(lambda a, b: toy_alignment.Study(published).train(a, b, 4)["toy"]["W"])(*keys)
+    mine = jax.jit(lambda a, b: arrangement_overlap.train(config, a, b, 4)["W"])(*keys)
+    theirs = jax.jit(lambda a, b: toys.train(published, toy_alignment.views(published), a, b, 4)["toy"]["W"])(*keys)
     np.testing.assert_allclose(mine, theirs, atol=1e-5)
 
 

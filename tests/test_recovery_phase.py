@@ -49,9 +49,8 @@ def test_the_oracle_bounds_the_sae_and_training_helps(means):
 
 
 def test_an_sae_on_few_units_is_one_without_the_others():
-    study = recovery_phase.Study(small_config())
     wide = {"W_enc": jnp.full((16, 16), 0.25), "W_dec": jnp.full((16, 16), 0.25)}  # 0.25² = 2 / (16 + 16)
-    narrow = study.narrow(wide, jnp.arange(16) < 4, 4.0)
+    narrow = recovery_phase.narrow(wide, jnp.arange(16) < 4, 4.0)
     expected = np.where(np.arange(16) < 4, np.sqrt(2 / (4 + 16)), 0)
     np.testing.assert_allclose(narrow["W_enc"], np.tile(expected[:, None], 16), rtol=1e-6)
     np.testing.assert_allclose(narrow["W_dec"], np.tile(expected, (16, 1)), rtol=1e-6)

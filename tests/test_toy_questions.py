@@ -7,7 +7,7 @@ import pytest
 from scipy.stats import spearmanr
 
 import superpos as sp
-from experiments import feature_recovery, performance
+from experiments import feature_recovery, performance, toys
 
 
 def shrink(config):
@@ -50,14 +50,14 @@ def performed(conduct):
 def test_a_model_that_stops_early_is_one_that_was_trained_so_long(performed):
     config, run, _ = performed
     state = sp.sweeps.load(run.path / "sweep").load(seed=1, n_hidden=4, probability="0.2", toy_steps=5.0)
-    study = performance.Study(config).studies["0.2"]
+    variant = performance.variant(config, 0.2)
     init_key, data_key, _ = jax.random.split(jax.random.key(config.seed), 3)
     toy_key = jax.random.split(jax.random.fold_in(jax.random.split(init_key, 2)[1], 4), 3)[0]
     params, _ = jax.jit(
         lambda key, data_key: sp.fit(
-            study.toy(4),
+            toys.toy(variant, 4),
             key,
-            study.features.sample,
+            toys.features(variant).sample,
             data_key=data_key,
             steps=5,
             batch_size=64,
@@ -90,8 +90,8 @@ def test_rank_correlations_are_those_of_scipy():
 
 
 @pytest.mark.parametrize("field", ["probabilities", "toy_steps"])
-def test_empty_axes(field):
+def test_empty_axes(field, conduct):
     config = shrink(performance.get_config())
     config[field] = ()
     with pytest.raises(ValueError, match=f"config.{field}"):
-        performance.Study(config)
+        conduct(performance, config)

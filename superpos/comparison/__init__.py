@@ -38,7 +38,7 @@ def compare_sides(
     sides: Mapping[str, Side],
     pairs: Mapping[str, Sequence[tuple[str, str]]] | Sequence[tuple[str, str]],
     views: Mapping[str, View] | None = None,
-    comparisons: Sequence[str] | None = None,
+    comparisons: Sequence[str] | Mapping[str, Sequence[str]] | None = None,
     *,
     metrics: Metrics = alignment.DEFAULT,
     folds: int | ArrayLike | None = 5,
@@ -63,6 +63,7 @@ def compare_sides(
         pairs: of names, source first; or lists of pairs by label. The pairs of one label are summarised together.
         views: by name; by default those of `default_views`.
         comparisons: such as "sae->neuron", of the names of views; by default `DEFAULT_COMPARISONS`.
+            Or those of each label.
         metrics: as in `sp.align`.
         folds, groups, split, pool: see `superpos.activations.divide`.
         weights: how target units are averaged, "uniform", "variance" or "density": an unweighted mean gives rare latents the

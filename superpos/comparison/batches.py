@@ -1,5 +1,6 @@
 """Every comparison of what views read on two sides: `score` and `score_batches` are pure, `compare` is for arrays and files."""
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -56,67 +57,92 @@ def score_batches(
     Returns:
         The mean score of each comparison by metric, and the largest gap that an exact transport problem left.
     """
-    sides = [ends(comparison) for comparison in comparisons]
     resolved = metrics_lib.resolve(metrics)
-    moments, layouts = batch_moments(encode, n_batches, n_folds, alignment.reads(resolved))
-    columns = [[layout.columns(name) for name, layout in zip(pair, layouts, strict=True)] for pair in sides]
-    widths = [max(len(pair[end]) for pair in columns) for end in range(2)]
-    padded = [np.array([layout.padded(pair[end], widths[end]) for pair in columns]) for end, layout in enumerate(layouts)]
+    moments = batch_moments(encode, n_batches, comparisons, n_folds, alignment.reads(resolved), alike=True)
 
-    def compare(units: tuple[Array, Array]) -> tuple[dict[str, Array], Array]:
-        scores = alignment.score(moments_lib.select(moments, *units), resolved)
+    def compare(moments: Moments) -> tuple[dict[str, Array], Array]:
+        scores = alignment.score(moments, resolved)
         gaps = [jnp.max(score.details["gap"]) for score in scores.values() if "gap" in score.details]
         return {metric: score.mean for metric, score in scores.items()}, jnp.max(jnp.stack([jnp.zeros(()), *gaps]))
 
     # One after the other: compiled once, and memory stays small.
-    scores, gaps = lax.map(compare, tuple(map(jnp.asarray, padded)))
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(moments[comparison] for comparison in comparisons))
+    scores, gaps = lax.map(compare, stacked)
     return scores, jnp.max(gaps)
 
 
-class Layout:
-    """Which columns belong to which view, where what several views read stands side by side."""
-
-    def __init__(self, widths: Mapping[str, int]):
-        self.first, self.widths, self.total = {}, dict(widths), 0
-        for name, width in widths.items():
-            self.first[name] = self.total
-            self.total += width
-
-    def columns(self, name: str) -> np.ndarray:
-        """The columns of a view."""
-        return np.arange(self.first[name], self.first[name] + self.widths[name])
-
-    def padded(self, columns: np.ndarray, width: int) -> np.ndarray:
-        """With columns that are not there, which `moments.select` takes as silent units."""
-        return np.concatenate([columns, np.full(width - len(columns), self.total)])
-
-
 def batch_moments(
-    encode: Callable[[Array], tuple[Units, Units]], n_batches: int, n_folds: int, reads: frozenset[str]
-) -> tuple[Moments, tuple[Layout, Layout]]:
-    """Moments of all that views read on both sides, side by side, over batches that are made one after the other.
+    encode: Callable[[Array], tuple[Units, Units]],
+    n_batches: int,
+    comparisons: Sequence[str],
+    n_folds: int,
+    reads: frozenset[str],
+    *,
+    alike: bool = False,
+) -> dict[str, Moments]:
+    """Moments of the two views of each comparison, over batches that are made one after the other.
+
+    Views that are compared with each other, or with a third, stand side by side: what a comparison needs are columns of the
+    moments of all of them. Views that have nothing in common share no products.
 
     Args:
-        encode, n_batches, n_folds: as in `score_batches`.
+        encode, n_batches, comparisons, n_folds: as in `score_batches`.
         reads: the sums to keep, see `sp.reads`.
+        alike: whether moments of all comparisons have one shape, with silent units in place of those that are not there.
 
     Returns:
-        The moments, and where in them each view stands on either side.
+        The moments of each comparison.
     """
     shapes = jax.eval_shape(encode, jax.ShapeDtypeStruct((), jnp.int32))
-    source, target = (Layout({name: units.shape[1] for name, units in side.items()}) for side in shapes)
+    pairs = {comparison: ends(comparison) for comparison in comparisons}
+    sizes = {comparison: [shapes[end][pair[end]].shape[1] for end in range(2)] for comparison, pair in pairs.items()}
+    widest = [max(size[end] for size in sizes.values()) for end in range(2)]
+    # Squared lengths of samples are those of all units together, and so of one comparison only.
+    apart = "norms" in reads
+    groups = [[comparison] for comparison in pairs] if apart else _related(pairs)
+    members = [[list(dict.fromkeys(pairs[comparison][end] for comparison in group)) for end in range(2)] for group in groups]
+
+    def beside(units: Units, names: Sequence[str], end: int) -> Array:
+        x = jnp.concatenate([units[name] for name in names], axis=1)
+        return jnp.pad(x, ((0, 0), (0, widest[end] - x.shape[1]))) if apart and alike else x
+
+    def columns(names: Sequence[str], name: str, end: int) -> np.ndarray:
+        first = sum(shapes[end][other].shape[1] for other in names[: names.index(name)])
+        size = shapes[end][name].shape[1]
+        missing = (widest[end] - size) * alike  # `select` takes an index that is out of range as a silent unit
+        return np.concatenate([np.arange(first, first + size), np.full(missing, np.iinfo(np.int32).max)])
+
     tick = training.loop(n_batches)
 
-    def add(moments: Moments, i: Array) -> tuple[Moments, None]:
-        x, y = (
-            jnp.concatenate([side[name] for name in layout.widths], axis=1)
-            for side, layout in zip(encode(i), (source, target), strict=True)
-        )
+    def add(sums: list[Moments], i: Array) -> tuple[list[Moments], None]:
+        sides = encode(i)
         tick(i)
-        return moments_lib.update(moments, x, y, i % n_folds), None
+        return [
+            moments_lib.update(moments, *(beside(sides[end], names[end], end) for end in range(2)), i % n_folds)
+            for moments, names in zip(sums, members, strict=True)
+        ], None
 
-    empty = moments_lib.init(source.total, target.total, n_folds, reads)
-    return lax.scan(add, empty, jnp.arange(n_batches))[0], (source, target)
+    def width(names: Sequence[str], end: int) -> int:
+        return widest[end] if apart and alike else sum(shapes[end][name].shape[1] for name in names)
+
+    empty = [moments_lib.init(*(width(names[end], end) for end in range(2)), n_folds, reads) for names in members]
+    sums, _ = lax.scan(add, empty, jnp.arange(n_batches))
+    if apart:
+        return dict(zip(pairs, sums, strict=True))
+    return {
+        comparison: moments_lib.select(moments, *(columns(names[end], pairs[comparison][end], end) for end in range(2)))
+        for moments, names, group in zip(sums, members, groups, strict=True)
+        for comparison in group
+    }
+
+
+def _related(pairs: Mapping[str, tuple[str, str]]) -> list[list[str]]:
+    """Comparisons in groups, so that those which share a source or a target are together."""
+    groups: list[list[str]] = []
+    for comparison, pair in pairs.items():
+        mine = [group for group in groups if any(pair[end] == pairs[other][end] for other in group for end in range(2))]
+        groups = [group for group in groups if group not in mine] + [[*itertools.chain(*mine), comparison]]
+    return groups
 
 
 WEIGHTS: dict[str, Callable[[Array], Array] | None] = {

@@ -1,6 +1,7 @@
 """What a comparison is going to do, checked before anything trains; and its doing."""
 
 import dataclasses
+import itertools
 import os
 import re
 import time
@@ -48,7 +49,7 @@ class Plan:
         sides: Mapping[str, Side],
         pairs: Mapping[str, Sequence[tuple[str, str]]] | Sequence[tuple[str, str]],
         views: Mapping[str, View] | None = None,
-        comparisons: Sequence[str] | None = None,
+        comparisons: Sequence[str] | Mapping[str, Sequence[str]] | None = None,
         *,
         metrics: Metrics = alignment.DEFAULT,
         folds: int | ArrayLike | None = 5,
@@ -62,11 +63,13 @@ class Plan:
     ):
         self.metrics = metrics_lib.resolve(metrics)
         views = default_views() if views is None else dict(views)
-        self.comparisons = tuple(DEFAULT_COMPARISONS if comparisons is None else comparisons)
         self.pairs = {
             label: [(pair[0], pair[1]) for pair in listed]
             for label, listed in (pairs if isinstance(pairs, Mapping) else {f"{a}->{b}": [(a, b)] for a, b in pairs}).items()
         }
+        asked: Any = DEFAULT_COMPARISONS if comparisons is None else comparisons
+        self.of_label = {label: tuple(asked.get(label, ()) if isinstance(asked, Mapping) else asked) for label in self.pairs}
+        self.comparisons = tuple(dict.fromkeys(name for names in self.of_label.values() for name in names))
         if weights not in WEIGHTS:
             raise ValueError(f"weights must be {', '.join(WEIGHTS)}, got {weights!r}{did_you_mean(weights, WEIGHTS)}.")
         for name, value, least in (("n_seeds", n_seeds, 1), ("n_blocks", n_blocks, 2)):
@@ -93,7 +96,7 @@ class Plan:
         self.missing = [
             {"pair": label, "comparison": comparison, "reason": reason}
             for label, listed in self.pairs.items()
-            for comparison in self.comparisons
+            for comparison in self.of_label[label]
             if (reason := self._lacks(listed, comparison, views))
         ]
 
@@ -117,17 +120,16 @@ class Plan:
                     )
         if not self.comparisons:
             raise ValueError("comparisons must name at least one, such as neuron->neuron.")
-        if len(set(self.comparisons)) < len(self.comparisons):
-            raise ValueError(f"comparisons must each be there once, got {', '.join(self.comparisons)}.")
+        for label, names in self.of_label.items():
+            if len(set(names)) < len(names):
+                raise ValueError(f"comparisons must each be there once, got {', '.join(names)} for {label}.")
 
     def _read_of(self, side: str) -> list[str]:
         """The views that are read of a side, in the order of the comparisons."""
         names: dict[str, None] = {}
-        for source, target in (pair for listed in self.pairs.values() for pair in listed):
-            for comparison in self.comparisons:
-                of_source, of_target = ends(comparison)
-                names |= {of_source: None} if source == side else {}
-                names |= {of_target: None} if target == side else {}
+        for label, listed in self.pairs.items():
+            for comparison, pair in itertools.product(self.of_label[label], listed):
+                names |= {name: None for name, end in zip(ends(comparison), pair, strict=True) if end == side}
         return list(names)
 
     def _check_samples(self) -> None:
@@ -242,7 +244,7 @@ class Plan:
         place = {name: (i, at) for i, stack in enumerate(self.stacks) for at, name in enumerate(stack.names)}
         programs: dict[Any, list[Any]] = {}
         for label, listed in self.pairs.items():
-            for comparison in self.comparisons:
+            for comparison in self.of_label[label]:
                 if (label, comparison) in missing:
                     continue
                 for pair in listed:
