@@ -48,7 +48,7 @@ class Side:
     train: Any = None
     views: Mapping[str, View] = dataclasses.field(default_factory=dict)
     names: Sequence[str] | None = None
-    hashes: Sequence[str] | None = None
+    hashes: ArrayLike | Sequence[str] | None = None
     truth: Any = None
     reliability: ArrayLike | None = None
     axes: Sequence[str] | None = None
@@ -262,7 +262,7 @@ def _pair(sources: Mapping[str, _Source]) -> tuple[dict[str, np.ndarray], dict[s
                 f"are not, first {chosen[differ[0]] if chosen else order[differ[0]]}."
             )
         reference = (name, mine) if reference is None else reference
-    return rows, {name: counts[name] - len(order) for name in sources}
+    return rows, {name: len(source.array) - len(order) for name, source in sources.items()}
 
 
 def _unequal(first: str, name: str, a: tuple[int, ...], b: tuple[int, ...]) -> str:

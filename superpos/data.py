@@ -111,7 +111,7 @@ def _split(path):
 
 
 def manifest(path: str | os.PathLike) -> dict[str, Any] | None:
-    """What `networks.io.extract` wrote beside one of its arrays, and as "array" what it wrote of this one; None for other files.
+    """What `networks.io.extract` wrote beside an array, and as "array" what it wrote of this one; None for other files.
 
     Raises:
         ValueError: rows that are not as many as the images that are named, or images whose hashes are not told.

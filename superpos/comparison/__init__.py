@@ -14,10 +14,7 @@ from superpos.alignment import Metrics
 from superpos.comparison.batches import Units, batch_moments, ends, score, score_batches
 from superpos.comparison.plan import DEFAULT_COMPARISONS, Plan, default_views
 from superpos.comparison.result import Comparison
-from superpos.results import did_you_mean
-from superpos.sweeps import sweep
-from superpos.views import ICA, PCA, SAE, Neuron, Rows, Untrained, View, fit_all, params_of, shared
-from superpos.views.base import name_of
+from superpos.views import View
 
 __all__ = [
     "DEFAULT_COMPARISONS",

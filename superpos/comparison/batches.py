@@ -118,19 +118,21 @@ def batch_moments(
         sides = encode(i)
         tick(i)
         return [
-            moments_lib.update(moments, *(beside(sides[end], names[end], end) for end in range(2)), i % n_folds)
+            moments_lib.update(moments, beside(sides[0], names[0], 0), beside(sides[1], names[1], 1), i % n_folds)
             for moments, names in zip(sums, members, strict=True)
         ], None
 
     def width(names: Sequence[str], end: int) -> int:
         return widest[end] if apart and alike else sum(shapes[end][name].shape[1] for name in names)
 
-    empty = [moments_lib.init(*(width(names[end], end) for end in range(2)), n_folds, reads) for names in members]
+    empty = [moments_lib.init(width(names[0], 0), width(names[1], 1), n_folds, reads) for names in members]
     sums, _ = lax.scan(add, empty, jnp.arange(n_batches))
     if apart:
         return dict(zip(pairs, sums, strict=True))
     return {
-        comparison: moments_lib.select(moments, *(columns(names[end], pairs[comparison][end], end) for end in range(2)))
+        comparison: moments_lib.select(
+            moments, *[jnp.asarray(columns(names[end], pairs[comparison][end], end)) for end in range(2)]
+        )
         for moments, names, group in zip(sums, members, groups, strict=True)
         for comparison in group
     }

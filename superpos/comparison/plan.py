@@ -151,6 +151,10 @@ class Plan:
                     return f"{side} has no view {name}"
         return None
 
+    def view(self, side: str, name: str) -> View:
+        """The view of a side, as it was prepared for it."""
+        return next(stack.views[name] for stack in self.stacks if side in stack.names)
+
     # How it is divided into programs.
 
     def _stack(self, views_of: Mapping[str, Mapping[str, View]]) -> list[Stack]:

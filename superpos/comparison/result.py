@@ -1,6 +1,7 @@
 """What a comparison found: scores, and the intervals that they have."""
 
 import dataclasses
+import itertools
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -10,8 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from superpos import metrics as metrics_lib
 from superpos import stats
+from superpos.comparison.batches import ends
+from superpos.metrics import Score
 from superpos.results import did_you_mean
 from superpos.views import View, params_of
 
@@ -143,6 +145,41 @@ class Comparison:
             raise ValueError(f"over must be sides where a label has several pairs of them, got {over!r}.")
         return {**OVER[over](scores[0]), "over": over}
 
+    def score(self, label: str, comparison: str, metric: str) -> Score | None:
+        """The score of one pair, mean over seeds, with that of each target unit; None where there is none.
+
+        Of latents as targets each seed has units of its own: theirs are left out.
+        """
+        listed = self.plan.pairs[label]
+        cell = self.cells.get((label, listed[0], comparison)) if len(listed) == 1 else None
+        if cell is None:
+            return None
+        scores = cell[metric]
+        folds, units = jnp.asarray(scores["folds"].mean(axis=0)), None
+        if "units" in scores and not self.plan.view(listed[0][1], ends(comparison)[1]).random:
+            units = jnp.asarray(np.where(scores["live"].all(axis=0), scores["units"].mean(axis=0), np.nan))
+        return Score(jnp.mean(folds), folds, units, {})
+
+    def corrected(self, minimum: float = 0.1) -> list[dict[str, Any]]:
+        """Scores divided by what noise allows, where the target is recorded units of known reliability: a row each.
+
+        `corrected` is the mean over units, `ci95_units` its interval over them, `n_excluded` how many are less reliable than
+        `minimum` and left out. See `sp.reliability.disattenuate`.
+        """
+        rows = []
+        for label, listed in self.plan.pairs.items():
+            given = self.plan.sides[listed[0][1]].reliability
+            for metric, comparison in itertools.product(self.plan.metrics, self.plan.of_label[label]):
+                score = self.score(label, comparison, metric.name)
+                if given is None or score is None or score.units is None or score.units.shape[1] != np.size(given):
+                    continue
+                corrected = reliability.disattenuate(score, given, minimum)
+                summary = stats.over_units(corrected)
+                row = {"pair": label, "metric": metric.name, "comparison": comparison, "corrected": summary["mean"]}
+                excluded = int(corrected.details["n_excluded"])
+                rows.append({**row, "ci95_units": summary["ci95"], "n_units": summary["n_units"], "n_excluded": excluded})
+        return rows
+
     def describe(self) -> list[dict[str, Any]]:
         """What the views are like on the scored samples: a row for each side and view that tells, mean over seeds."""
         rows = []
@@ -217,7 +254,20 @@ class Comparison:
         """The figure: a panel a metric, a bar a comparison, with intervals; written as PNG where there is a path."""
         from superpos import plotting
 
-        return plotting.comparison(self.summary(), path)
+        rows = self.summary()
+        metrics = list(dict.fromkeys(row["metric"] for row in rows))
+        labels = list(dict.fromkeys(row["pair"] for row in rows))
+        figure, axes = plotting.panels(len(labels), len(metrics), (2 + 3 * len(metrics), 1.2 + 2.4 * len(labels)), sharey=True)
+        for line, label in zip(axes, labels, strict=True):
+            for axis, metric in zip(line, metrics, strict=True):
+                plotting.bars(axis, [row for row in rows if (row["pair"], row["metric"]) == (label, metric)])
+                axis.set_xlabel(plotting.metric_title(metric))
+            line[0].set_title(label, loc="left")
+        over = "no interval" if all(row["ci95"] is None for row in rows) else f"95 % interval over {rows[0]['over']}"
+        plotting.finish(figure, f"{self.n_scored} samples; bars: {over}")
+        if path is not None:
+            plotting.save(figure, path)
+        return figure
 
     def __repr__(self) -> str:
         rows = [
@@ -232,11 +282,11 @@ def _jackknife(scores: Mapping[str, np.ndarray]) -> stats.Jackknife:
     """The score of all seeds together."""
     if "replicates" not in scores:
         raise ValueError("over samples needs blocks: compare with n_blocks=10.")
-    return stats.Jackknife(scores["mean"].mean(), scores["replicates"].mean(axis=0))
+    return stats.Jackknife(jnp.asarray(scores["mean"].mean()), jnp.asarray(scores["replicates"].mean(axis=0)))
 
 
 def _nothing(scores: Mapping[str, np.ndarray]) -> stats.Jackknife:
-    return stats.Jackknife(jnp.zeros(()), np.zeros(scores["replicates"].shape[1:]))
+    return stats.Jackknife(jnp.zeros(()), jnp.zeros(scores["replicates"].shape[1:]))
 
 
 def _over_samples(scores: Mapping[str, np.ndarray]) -> dict[str, Any]:
@@ -253,7 +303,7 @@ def _over_units(scores: Mapping[str, np.ndarray]) -> dict[str, Any]:
     if "units" not in scores:
         raise ValueError("over units needs a metric that scores each unit, and the same target units in a difference.")
     units = np.where(scores["live"], scores["units"], np.nan).mean(axis=0)
-    return stats.over_units(metrics_lib.Score(jnp.nanmean(units), jnp.nanmean(units, axis=1), units, {}))
+    return stats.over_units(Score(jnp.nanmean(units), jnp.nanmean(units, axis=1), units, {}))
 
 
 OVER: dict[str, Callable[..., dict[str, Any]]] = {
