@@ -185,14 +185,15 @@ def _read(name: str, side: Side, value: Any) -> _Source:
         except (ValueError, OSError) as error:
             raise ValueError(f"{name}: {error}") from error
     where = path or name
+    value = value if hasattr(value, "ndim") else np.asarray(value)
+    if 0 in value.shape:
+        raise ValueError(f"{name} must not be empty, got shape {tuple(value.shape)}.")
     try:
-        array = _in_order(value if hasattr(value, "ndim") else np.asarray(value), side.axes)
+        array = _in_order(value, side.axes)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
     if not (jnp.issubdtype(array.dtype, jnp.number) or array.dtype == bool) or jnp.iscomplexobj(array):
         raise ValueError(f"{name} must hold real numbers, got an array of {array.dtype}.")
-    if 0 in array.shape:
-        raise ValueError(f"{name} must not be empty, got shape {array.shape}.")
     with np.errstate(over="ignore"):  # what does not fit is infinite, and named below
         array = array.astype(np.float32)
     if not np.isfinite(array).all():
@@ -371,9 +372,10 @@ def _refuse_scored(
 def _in_both(scored: np.ndarray, training: np.ndarray) -> int:
     """How many rows are in both. Those that are scored more than once say nothing: silent units make rows alike.
 
-    Neither do rows of values that are few, which may be alike by chance.
+    Neither do rows of which most values are the same few: they may be alike by chance.
     """
-    if len(np.unique(scored.ravel()[:10_000])) <= 256:
+    some = scored.ravel()[:10_000]
+    if 2 * len(np.unique(some)) <= len(some):
         return 0
     rows, others = (array.reshape(-1, array.shape[-1]) for array in (scored, training))
     counts = Counter(row.tobytes() for row in np.ascontiguousarray(rows))

@@ -14,7 +14,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, Key
 
-from superpos import reliability
+from superpos import folds, reliability
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
@@ -264,13 +264,10 @@ class Recording:
             ValueError: a share that leaves either side empty.
         """
         groups = self.groups(same)
-        n_groups = groups.max() + 1
-        n_test = round(test * n_groups)
-        if not 1 <= n_test < n_groups:
-            raise ValueError(f"test must leave some of the {n_groups} different stimuli on both sides, got {test}.")
-        order = jax.random.permutation(jax.random.key(0) if key is None else key, int(n_groups))
-        tested = np.isin(groups, np.asarray(order)[:n_test])
-        return np.flatnonzero(~tested), np.flatnonzero(tested)
+        if not 1 <= round(test * (groups.max() + 1)) <= groups.max():
+            raise ValueError(f"test must leave some of the {groups.max() + 1} different stimuli on both sides, got {test}.")
+        train, tested = folds.split(groups, 1 - test, jax.random.key(0) if key is None else key)
+        return np.sort(train), tested
 
     def rows(self, names: Sequence[str]) -> Int[np.ndarray, " stimuli"]:
         """Where each stimulus's image is among the names of others: `activations[recording.rows(names)]` lines up with it.

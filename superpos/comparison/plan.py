@@ -1,6 +1,7 @@
 """What a comparison is going to do, checked before anything trains; and its doing."""
 
 import dataclasses
+import functools
 import itertools
 import os
 import re
@@ -13,6 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Key
 
@@ -246,40 +248,26 @@ class Plan:
         """Scores by label, pair and comparison, leaves (seeds, ...)."""
         missing = {(row["pair"], row["comparison"]) for row in self.missing}
         place = {name: (i, at) for i, stack in enumerate(self.stacks) for at, name in enumerate(stack.names)}
-        programs: dict[Any, list[Any]] = {}
+        # Comparisons of the same shapes share a program, whatever the views.
+        programs: dict[Any, list[tuple[Any, list[tuple[_Reader, int]]]]] = {}
         for label, listed in self.pairs.items():
-            for comparison in self.of_label[label]:
+            for comparison, pair in itertools.product(self.of_label[label], listed):
                 if (label, comparison) in missing:
                     continue
-                for pair in listed:
-                    readers = [
-                        self._reader(*place[side], name, fits) for side, name in zip(pair, ends(comparison), strict=True)
-                    ]
-                    n_seeds = max(reader.n_seeds for reader in readers)
-                    for seed in range(n_seeds):
-                        row = [(reader.at, min(seed, reader.n_seeds - 1), reader.name) for reader in readers]
-                        programs.setdefault(tuple(reader.program for reader in readers), []).append(
-                            ((label, pair, comparison, seed), row)
-                        )
+                both = [self._reader(*place[side], name, fits) for side, name in zip(pair, ends(comparison), strict=True)]
+                for seed in range(max(reader.n_seeds for reader in both)):
+                    key = tuple(reader.program for reader in both)
+                    programs.setdefault(key, []).append(((label, pair, comparison), [(reader, seed) for reader in both]))
         cells: dict[Any, list[Any]] = {}
-        for number, (program, entries) in enumerate(programs.items()):
-            tables, rows = [], []
-            for end, (i, _) in enumerate(program):
-                names = list(dict.fromkeys(row[end][2] for _, row in entries))
-                table, first = self._table(i, names, fits)
-                tables.append(table)
-                rows.append([[row[end][0], first[row[end][2]](row[end][0], row[end][1])] for _, row in entries])
-            views = [self.stacks[i].views[next(row[end][2] for _, row in entries)] for end, (i, _) in enumerate(program)]
-            data = [
-                {"scored": np.stack(self.stacks[i].scored), "weights": table}
-                for (i, _), table in zip(program, tables, strict=True)
-            ]
+        for number, entries in enumerate(programs.values()):
+            sides = [_Table.of([readers[end] for _, readers in entries], self.stacks, fits) for end in range(2)]
+            rows = np.concatenate([side.rows for side in sides], axis=1)
+            data = [{"scored": np.stack(side.stack.scored), "weights": side.weights} for side in sides]
             where = None if folder is None else folder / str(number)
-            swept = sweep(
-                self._compare(views), {}, np.concatenate(rows, axis=1).astype(np.int32), data_key=data, workdir=where, **options
-            ).load()
+            compare = self._compare([side.views for side in sides])
+            swept = sweep(compare, {}, rows, data_key=data, workdir=where, **options).load()
             for j, (cell, _) in enumerate(entries):
-                cells.setdefault(cell[:3], []).append(jax.tree.map(lambda leaf, j=j: leaf[j], swept))
+                cells.setdefault(cell, []).append(jax.tree.map(lambda leaf, j=j: leaf[j], swept))
         return {cell: jax.tree.map(lambda *leaves: np.stack(leaves), *seeds) for cell, seeds in cells.items()}
 
     def _reader(self, i: int, at: int, name: str, fits: list[dict[str, Fits]]) -> "_Reader":
@@ -289,33 +277,24 @@ class Plan:
         view = stack.views[name]
         weights = jax.eval_shape(lambda row: view.weights(family.params(name, row)), np.int32(0))
         x = jax.ShapeDtypeStruct((1, stack.scored[0].shape[-1]), jnp.float32)
-        traced = jax.make_jaxpr(view.apply)(weights, x)
+        traced, units = jax.make_jaxpr(view.apply, return_shape=True)(weights, x)
         # What a view closes over is not told in the program's text.
-        program = str(traced) if not traced.consts else f"{id(view)}"
-        return _Reader(at, name, family.n_seeds, (i, program))
+        text = str(traced) if not traced.consts else str(id(view))
+        return _Reader(i, at, name, family.n_seeds, text, (i, units.shape[1], text if view.costly else ""))
 
-    def _table(self, i: int, names: Sequence[str], fits: list[dict[str, Fits]]) -> tuple[Any, dict[str, Any]]:
-        """Weights of several views that one program reads, one after the other, and where those of each side and seed are."""
-        parts, first, begin = [], {}, 0
-        for name in names:
-            family = next(family for family in fits[i].values() if name in family.views)
-            rows = len(self.stacks[i].names) * family.n_seeds
-            view = self.stacks[i].views[name]
-            parts.append([view.weights(family.params(name, row)) for row in range(rows)])
-            first[name] = lambda at, seed, begin=begin, n=family.n_seeds: begin + at * n + seed
-            begin += rows
-        flat = [weights for part in parts for weights in part]
-        return jax.tree.map(lambda *leaves: np.stack(leaves), *flat), first
-
-    def _compare(self, views: Sequence[View]) -> Callable[..., Any]:
-        """`compare(row, data)` for `sp.sweep`: a row is side and weights of the source, then of the target."""
+    def _compare(self, views: Sequence[Sequence[View]]) -> Callable[..., Any]:
+        """`compare(row, data)` for `sp.sweep`: a row is side, view and weights of the source, then of the target."""
 
         def compare(row: Array, data: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             sides = []
-            for end, (view, of_side) in enumerate(zip(views, data, strict=True)):
-                x = of_side["scored"][row[2 * end]]
-                weights = jax.tree.map(lambda leaf, end=end: leaf[row[2 * end + 1]], of_side["weights"])
-                units = view.apply(weights, flat(x))
+            for (at, which, index), of_side, readers in zip((row[:3], row[3:]), data, views, strict=True):
+                x = of_side["scored"][at]
+
+                def read(view: View, table: Any, x: Array = x, index: Array = index) -> Array:
+                    return view.apply(jax.tree.map(lambda leaf: leaf[index], table), flat(x))
+
+                ways = [functools.partial(read, view, table) for view, table in zip(readers, of_side["weights"], strict=True)]
+                units = ways[0]() if len(ways) == 1 else lax.switch(which, ways)
                 sides.append(self._pooled(units.reshape(*x.shape[:2], units.shape[-1])))
             return score(
                 sides[0],
@@ -333,10 +312,55 @@ class Plan:
 
 
 class _Reader(NamedTuple):
+    """A view of a side."""
+
+    stack: int
     at: int
     name: str
     n_seeds: int
-    program: tuple[int, str]
+    text: str
+    program: tuple[int, int, str]
+
+
+class _Table(NamedTuple):
+    """One side of a program: its stack, the ways to read it with the weights of each, and what each row reads.
+
+    A row is the side in the stack, the way, and which of its weights: those of all views that read alike, sides and seeds.
+    """
+
+    stack: Stack
+    views: list[View]
+    weights: list[Any]
+    rows: np.ndarray
+
+    @classmethod
+    def of(cls, readers: Sequence[tuple[_Reader, int]], stacks: Sequence[Stack], fits: Sequence[dict[str, Fits]]) -> "_Table":
+        """The table of what each row reads, and with which seed."""
+        i = readers[0][0].stack
+        stack = stacks[i]
+        ways: dict[str, list[Any]] = {}  # weights of each way to read
+        first: dict[str, tuple[int, int]] = {}  # of each view its way, and where its weights begin
+        views = []
+        for reader in dict.fromkeys(reader._replace(at=0) for reader, _ in readers):
+            view = stack.views[reader.name]
+            if reader.text not in ways:
+                views.append(view)
+            listed = ways.setdefault(reader.text, [])
+            first[reader.name] = (list(ways).index(reader.text), len(listed))
+            family = next(family for family in fits[i].values() if reader.name in family.views)
+            rows = range(len(stack.names) * reader.n_seeds)
+            listed += [view.weights(family.params(reader.name, row)) for row in rows]
+        rows = [
+            (
+                reader.at,
+                first[reader.name][0],
+                first[reader.name][1] + reader.at * reader.n_seeds + min(seed, reader.n_seeds - 1),
+            )
+            for reader, seed in readers
+            for way, begin in [first[reader.name]]
+        ]
+        stacked = [jax.tree.map(lambda *leaves: np.stack(leaves), *listed) for listed in ways.values()]
+        return cls(stack, views, stacked, np.array(rows, np.int32))
 
 
 def _needed(views: Mapping[str, View], names: Sequence[str]) -> dict[str, View]:
@@ -349,7 +373,7 @@ def _needed(views: Mapping[str, View], names: Sequence[str]) -> dict[str, View]:
 
 
 def _families(views: Mapping[str, View]) -> dict[str, dict[str, View]]:
-    """Views by the root whose fit they share."""
+    """Views that are fitted by one program: those that share the fit of a root."""
     order = shared(views)
     families: dict[str, dict[str, View]] = {}
     roots: dict[str, str] = {}
@@ -357,7 +381,11 @@ def _families(views: Mapping[str, View]) -> dict[str, dict[str, View]]:
         base = None if view.of is None else name_of(order, view.of)
         roots[name] = name if base is None else roots[base]
         families.setdefault(roots[name], {})[name] = view
-    return families
+    # What no key changes is fitted together, by one program.
+    fixed = {root: family for root, family in families.items() if not any(view.random for view in family.values())}
+    together = {name: view for family in fixed.values() for name, view in family.items()}
+    rest = {root: family for root, family in families.items() if root not in fixed}
+    return {**({"fixed": together} if together else {}), **rest}
 
 
 def _plain(name: str) -> str:
