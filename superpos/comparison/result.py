@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from superpos import stats
+from superpos import reliability, stats
 from superpos.comparison.batches import ends
 from superpos.metrics import Score
 from superpos.results import did_you_mean
