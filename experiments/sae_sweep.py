@@ -7,7 +7,8 @@ weights, and a network trained on the true features) and what the same SAEs show
 as sparse as the trained ones, the others as chance has it); at the share of variance that is left unexplained, which an SAE
 can lower without finding features; and at whether latents of two seeds match (sae->sae), which is what disentangling is for.
 
-The ladders and options below are the best of those tried with the models of seed 0; the study's eight include these models.
+The ladders, which are those of the classes (`sp.sae.TopK.ladder`), and the options below are the best of those tried with the
+models of seed 0; the study's eight include these models.
 
 Sources: of each architecture in its docstring (`python -m pydoc superpos.sae.topk`); of the models Longon, Klindt & Khosla,
 arXiv 2510.03186.
@@ -44,18 +45,7 @@ def get_config() -> ConfigDict:
     config.n_latents = (64,)
     # How sparse: k, or the coefficient of the penalty; every ladder has as many rungs.
     config.sparsity = ConfigDict(
-        {
-            "vanilla": (1.0, 1.5, 2.5),
-            "topk": (3, 4, 6),
-            "batch_topk": (3, 4, 6),
-            "jumprelu": (0.3, 0.6, 1.2),
-            "gated": (1.5, 3.0, 6.0),
-            "matryoshka": (3, 4, 6),
-            "matching_pursuit": (3, 4, 6),
-            "archetypal": (3, 4, 6),
-            "nonnegative": (0.1, 0.2, 0.4),
-            "topk_rectified": (3, 4, 6),
-        }
+        {name: kind.ladder[1] for name, kind in sp.sae.ARCHITECTURES.items()} | {"topk_rectified": sp.sae.TopK.ladder[1]}
     )
     # Options that differ from the defaults of `sp.sae`, but that sparsity_warmup is a share of the steps; a variant names its
     # architecture too. Hidden units of these models are rectified, and reconstructions may be.
@@ -90,7 +80,7 @@ class Study:
             )
         for (name, kind), n_latents in itertools.product(self.kinds.items(), config.n_latents):
             for sparsity in config.sparsity[name]:  # as plain numbers, which are checked
-                kind(1, n_latents, sparsity)
+                kind(1, n_latents, **{kind.ladder[0]: sparsity})
 
     def _kind(self, name):
         """The class of an architecture or a variant of one."""
@@ -106,10 +96,11 @@ class Study:
         options.pop("architecture", None)
         if "sparsity_warmup" in options:
             options["sparsity_warmup"] *= self.config.sae.steps
-        if self.kinds[architecture] is sp.sae.MatchingPursuit:
+        kind = self.kinds[architecture]
+        if "most" in kind.__dataclass_fields__:  # a k that is traced has a bound
             options["most"] = max(ladder)
-        sparsity = jnp.asarray(ladder)[jnp.asarray(rung, int)]
-        return self.kinds[architecture](n_hidden, n_latents, sparsity, **options)
+        options[kind.ladder[0]] = jnp.asarray(ladder)[jnp.asarray(rung, int)]
+        return kind(n_hidden, n_latents, **options)
 
     def train(self, seed, data, n_hidden, architecture, n_latents, rung):
         """The SAE of one toy model, before (`random_sae`) and after (`sae`) training, and how good each is."""
