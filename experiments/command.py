@@ -19,7 +19,7 @@ from tabulate import tabulate
 
 from superpos import data
 from superpos.results import Run
-from superpos.sweeps.processes import share
+from superpos.sweeps.processes import broadcast
 
 
 def main(
@@ -101,7 +101,7 @@ def main(
             described.pop("chunk", None)  # how it is computed, not what: a run may go on with another
             run = Run(workdir.value, name, described, keeps=keeps)
             results = run.finished()
-            if not share(np.array(results is not None)):  # where only the first process finds them
+            if not broadcast(np.array(results is not None)):  # where only the first process finds them
                 results = compute(config, run)
             elif keeps:
                 print(f"{run.path} holds this run's results already; name another --workdir to compute them anew.")

@@ -35,7 +35,7 @@ class SparseFeatures:
     n_features: int = dataclasses.field(metadata={"static": True})
     probability: ArrayLike = 0.1
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.n_features < 1:
             raise ValueError(f"n_features must be at least 1, got {self.n_features}.")
         if isinstance(self.probability, (int, float)) and not 0 <= self.probability <= 1:  # traced ones can't be checked
@@ -78,7 +78,7 @@ class GroupedFeatures:
     exclusive: bool = dataclasses.field(default=False, metadata={"static": True})
     probability: ArrayLike = 0.1
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.n_groups < 1 or self.size < 1:
             raise ValueError(f"n_groups and size must be at least 1, got {self.n_groups} and {self.size}.")
         most = 1 / self.size if self.exclusive else 1
@@ -134,7 +134,7 @@ class AnchoredFeatures:
     probability: ArrayLike = 0.1
     exact: bool = dataclasses.field(default=False, metadata={"static": True})
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if isinstance(self.correlations, list | tuple | np.ndarray):  # traced ones can't be checked
             values = np.asarray(self.correlations, float)
             if values.ndim < 1 or not (np.abs(values) <= 1).all():
@@ -209,7 +209,7 @@ class HierarchicalFeatures:
     probability: ArrayLike = 0.2
     child_probability: ArrayLike = 0.5
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.n_parents < 1 or self.n_children < 1:
             raise ValueError(f"n_parents and n_children must be at least 1, got {self.n_parents} and {self.n_children}.")
         for name in ("probability", "child_probability"):

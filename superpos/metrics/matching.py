@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 
 from superpos import transport
 from superpos.metrics.base import Metric, Score, correlations, from_folds, from_units, safe_divide, safe_sqrt
+from superpos.metrics.registry import register
 from superpos.moments import Moments, training
 
 
@@ -160,7 +161,7 @@ class PartialSoftMatch(Metric):
     name: str = "partial_soft_match"
     symmetric: ClassVar[bool] = True
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.mass is not None and not 0 < self.mass <= 1:
             raise ValueError(f"mass must be above 0 and at most 1, got {self.mass}.")
 
@@ -214,3 +215,6 @@ def _transport(cost, evidence):
     masses = transport.uniform_masses(*evidence.live())
     solved = jax.vmap(lambda c: transport.exact(c, *masses))(cost)
     return solved.plan, solved.gap
+
+
+register(SemiMatch(), SoftMatch(), PermutationMatch(), PartialSoftMatch(), SoftMatchDistance())
