@@ -22,6 +22,13 @@ class Store:
 
     Raises:
         ValueError: the folder is no Zarr array.
+
+    >>> import tempfile, tensorstore
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     spec = {"driver": "zarr3", "kvstore": {"driver": "file", "path": folder}}
+    ...     _ = tensorstore.open(spec, create=True, dtype="float32", shape=[3, 2]).result()
+    ...     Store(folder)[1:].shape
+    (2, 2)
     """
 
     def __init__(self, folder: str | os.PathLike):
@@ -60,6 +67,12 @@ def load(path: str) -> np.ndarray | Store:
     Raises:
         FileNotFoundError: no such file.
         ValueError: the file is not an array of real numbers, or has no such key.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     np.savez(f"{folder}/layers.npz", conv=np.zeros((3, 2)), head=np.zeros((3, 5)))
+    ...     load(f"{folder}/layers.npz:head").shape
+    (3, 5)
     """
     file, key = _split(path)
     if file.is_dir():
@@ -84,7 +97,15 @@ def load(path: str) -> np.ndarray | Store:
 
 
 def fingerprint(path: str) -> str:
-    """SHA-256 of the file or folder behind a path that `load` takes, read in blocks; empty where there is none."""
+    """SHA-256 of the file or folder behind a path that `load` takes, read in blocks; empty where there is none.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     for name in ("a", "b"):
+    ...         np.save(f"{folder}/{name}.npy", np.zeros((3, 2)))
+    ...     fingerprint(f"{folder}/a.npy") == fingerprint(f"{folder}/b.npy")
+    True
+    """
     file, _ = _split(path)
     if not file.is_dir():
         return _sha256(file) if file.is_file() else ""
@@ -92,19 +113,19 @@ def fingerprint(path: str) -> str:
     return hashlib.sha256("".join(f"{part.relative_to(file)} {_sha256(part)}\n" for part in parts).encode()).hexdigest()
 
 
-def _sha256(file):
+def _sha256(file: Path) -> str:
     with file.open("rb") as content:
         return hashlib.file_digest(content, "sha256").hexdigest()
 
 
-def _real(array, name):
+def _real(array: Any, name: str) -> Any:
     """The array, if it holds real numbers."""
     if array.dtype.kind not in "fiub" and array.dtype.name != "bfloat16":  # which is not one of NumPy's own
         raise ValueError(f"{name} must hold real numbers, got an array of {array.dtype}.")
     return array
 
 
-def _split(path):
+def _split(path: str) -> tuple[Path, str]:
     """The file and the key, empty where there is none, of a path that `load` takes."""
     name, archive, key = path.partition(".npz:")
     return Path(name + archive.rstrip(":")), key
@@ -115,6 +136,12 @@ def manifest(path: str | os.PathLike) -> dict[str, Any] | None:
 
     Raises:
         ValueError: rows that are not as many as the images that are named, or images whose hashes are not told.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     np.save(f"{folder}/layer3.npy", np.zeros((2, 8)))
+    ...     manifest(f"{folder}/layer3.npy") is None
+    True
     """
     file = Path(path).parent / "manifest.json"
     told = read_json(file) if file.is_file() else {}
@@ -143,6 +170,10 @@ def flatten(
 
     Raises:
         ValueError: fewer than two axes, or names that do not fit.
+
+    >>> activations, groups = flatten(np.zeros((2, 3, 4)))  # two images, three positions, four units
+    >>> activations.shape, groups.tolist()
+    ((6, 4), [0, 0, 0, 1, 1, 1])
     """
     if array.ndim < 2:
         raise ValueError(f"activations must have at least two axes, samples and units, got shape {array.shape}.")
@@ -179,6 +210,11 @@ class Rows:
     Raises:
         ValueError: not an array of real numbers with two or more axes.
         FileNotFoundError: a path that is not there.
+
+    >>> part = np.empty((2, 2))
+    >>> Rows(np.arange(6.0).reshape(3, 2), "mine").read(1, 3, part)
+    >>> part.tolist()
+    [[2.0, 3.0], [4.0, 5.0]]
     """
 
     def __init__(self, source: Any, name: str):
@@ -292,7 +328,7 @@ class Batches:
             raise ValueError(f"start must be at least 0, got {start}.")
         return self._serve(*divmod(start * self.batch_size, self.n_rows))
 
-    def _serve(self, epoch, skip):
+    def _serve(self, epoch: int, skip: int) -> Iterator[np.ndarray]:
         """Batches from row `skip` of an epoch on."""
         buffer = np.empty((self._buffer_size, self.n_units), self.dtype)
         batch, filled = np.empty((self.batch_size, self.n_units), self.dtype), 0
@@ -316,14 +352,14 @@ class Batches:
                         yield batch
                         batch, filled = np.empty_like(batch), 0
 
-    def _read(self, blocks, buffer):
+    def _read(self, blocks: np.ndarray, buffer: np.ndarray) -> None:
         at = 0
         for source, first, end in blocks.tolist():
             self._sources[source].read(first, end, buffer[at : at + end - first])
             at += end - first
 
 
-def _let_go(array):
+def _let_go(array: Any) -> None:
     """Pages of a memory map that were read count as this process's memory until it says that it needs them no more."""
     mapped = getattr(array, "_mmap", None)
     # Of a copy-on-write map this would undo the user's changes; not every system has it.

@@ -64,7 +64,7 @@ def d_prime(
 
 
 @functools.partial(jax.jit, static_argnames="n_categories")
-def _d_prime(units, labels, n_categories):
+def _d_prime(units: Array, labels: Array, n_categories: int) -> Array:
     spread = jnp.max(units, axis=0) - jnp.min(units, axis=0)
     constant = spread == 0  # False for NaN
     x = units / jnp.where(constant, 1, spread)  # squares stay in range
@@ -74,17 +74,17 @@ def _d_prime(units, labels, n_categories):
     means = matmul(belongs, x) / jnp.maximum(counts, 1)[:, None]
     scatter = matmul(belongs, (x - means[labels]) ** 2)  # about each category's own mean, so that nothing cancels
 
-    def one(category):
+    def of_category(category: Array) -> Array:
         others = jnp.arange(n_categories) != category
         rest = jnp.where(others, counts, 0)
         n_in, n_out = counts[category], jnp.sum(rest)
         mean_out = matmul(rest, means) / n_out
         scatter_out = matmul(others.astype(x.dtype), scatter) + matmul(rest, (means - mean_out) ** 2)
         variance = (scatter[category] / (n_in - 1) + scatter_out / (n_out - 1)) / 2
-        found = (means[category] - mean_out) / jnp.sqrt(variance)
-        return jnp.where((n_in > 1) & (n_out > 1), jnp.where(constant, 0, found), jnp.nan)
+        d = (means[category] - mean_out) / jnp.sqrt(variance)
+        return jnp.where((n_in > 1) & (n_out > 1), jnp.where(constant, 0, d), jnp.nan)
 
-    return lax.map(one, jnp.arange(n_categories))
+    return lax.map(of_category, jnp.arange(n_categories))
 
 
 def most_selective(
@@ -173,8 +173,8 @@ def top(units: Float[Array, "samples units"], n: int, groups: ArrayLike | None =
 
 
 @functools.partial(jax.jit, static_argnames="n")
-def _top(units, n, groups):
-    def step(left, _):
+def _top(units: Array, n: int, groups: Array) -> Array:
+    def step(left: Array, _: None) -> tuple[Array, Array]:
         best = jnp.argmax(left, axis=0)
         some = jnp.max(left, axis=0) > -jnp.inf
         return jnp.where(groups[:, None] == groups[best], -jnp.inf, left), jnp.where(some, best, -1)

@@ -65,7 +65,11 @@ class Assignment(NamedTuple):
 
 
 def uniform_masses(source_mask: Bool[Array, " n"], target_mask: Bool[Array, " m"]) -> tuple[Int[Array, " n"], Int[Array, " m"]]:
-    """Smallest integer masses that are uniform over the live units of each side and have equal sums."""
+    """Smallest integer masses that are uniform over the live units of each side and have equal sums.
+
+    >>> [mass.tolist() for mass in uniform_masses(jnp.ones(2, bool), jnp.ones(4, bool))]
+    [[2, 2], [1, 1, 1, 1]]
+    """
     n_source, n_target = jnp.sum(source_mask, dtype=jnp.int32), jnp.sum(target_mask, dtype=jnp.int32)
     divisor = jnp.maximum(jnp.gcd(n_source, n_target), 1)
     return (
@@ -92,6 +96,11 @@ def exact(cost: Float[Array, "n m"], source_mass: Int[Array, " n"], target_mass:
 
     Returns:
         A `Transport`; its plan is NaN where no unit carries mass.
+
+    >>> cost = jnp.array([[1.0, 0.0], [0.0, 1.0]])
+    >>> solved = exact(cost, jnp.array([1, 1]), jnp.array([1, 1]))
+    >>> solved.plan.tolist(), float(solved.objective), float(solved.gap)
+    ([[0.0, 0.5], [0.5, 0.0]], 0.0, 0.0)
     """
     cost = lax.stop_gradient(jnp.asarray(cost))
     source_mass, target_mass = jnp.asarray(source_mass), jnp.asarray(target_mass)
@@ -133,6 +142,10 @@ def assignment(
 
     Returns:
         An `Assignment`; with no live unit on a side nothing is matched (with none on either, the objective is NaN).
+
+    >>> similarity = jnp.array([[0.1, 0.9], [0.8, 0.2]])
+    >>> assignment(-similarity).target_of.tolist()
+    [1, 0]
     """
     source = jnp.ones(cost.shape[0], bool) if source_mask is None else jnp.asarray(source_mask)
     target = jnp.ones(cost.shape[1], bool) if target_mask is None else jnp.asarray(target_mask)
@@ -172,6 +185,11 @@ def partial(
         A `Transport` whose plan sums to the mass moved, and that mass, which is `mass` after rounding. With `mass` 1 it is
         `exact`. NaN where no unit is live. Where `(n + 2) * lcm` is 2**31 or more (1300 by 1299 live units, say), masses are
         uniform only to one part in `2**31 / (n + 2) / n_live`.
+
+    >>> cost = jnp.array([[0.0, 3.0], [3.0, 2.0]])
+    >>> solved, moved = partial(cost, jnp.ones(2, bool), jnp.ones(2, bool), 0.5)
+    >>> solved.plan.tolist(), float(moved)
+    ([[0.5, 0.0], [0.0, 0.0]], 0.5)
     """
     source, target = uniform_masses(source_mask, target_mask)
     total = jnp.sum(source)
@@ -221,7 +239,7 @@ class _Entering(NamedTuple):
     """The cell that enters the tree next.
 
     Attributes:
-        first: first row of the block that was priced last.
+        first: first row of the block that is priced next.
         i: source of the cell,
         j: and its target.
         excess: its reduced cost.
@@ -340,11 +358,11 @@ def _price(priced: Float[Array, "n m"], tree: _Tree, first: Array, tolerance: Ar
 
     def look(state: tuple[_Entering, Array]) -> tuple[_Entering, Array]:
         (first, *_), looked = state
-        first = jnp.where(first + height < n, first + height, 0)
         start = jnp.minimum(first, n - height)
         block, u = (lax.dynamic_slice_in_dim(x, start, height) for x in (priced, tree.u))
         i, j, excess = _least_reduced(block, u, tree.v)
-        return _Entering(first, start + i, j, excess), looked + height
+        following = jnp.where(first + height < n, first + height, 0)
+        return _Entering(following, start + i, j, excess), looked + height
 
     def unsettled(state: tuple[_Entering, Array]) -> Array:
         entering, looked = state
@@ -395,7 +413,7 @@ def _carried(tree: _Tree, source_mass: Array, target_mass: Array, n_arcs: Array)
     """The plan of a tree at the masses given: an arc carries the net mass of what hangs below it."""
     n, m = len(source_mass), len(target_mass)
     net = jnp.concatenate([source_mass, -target_mass]).astype(jnp.int32)
-    below = jnp.sum(jnp.where(_unpack(tree.paths), net[:, None], 0), axis=0)
+    below = jnp.sum(jnp.where(_unpack(tree.paths), net[:, None], 0), axis=0, dtype=jnp.int32)
     mass = jnp.where(jnp.arange(len(below)) < n_arcs, jnp.abs(below), 0)
     return jnp.zeros(n * m, jnp.int32).at[tree.arcs.cell].add(mass).reshape(n, m)
 

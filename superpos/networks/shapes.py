@@ -51,7 +51,7 @@ class ShapesAndTextures:
     clutter: ArrayLike = 0.05
     contrast: ArrayLike = 0.25
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.size < 8:
             raise ValueError(f"size must be at least 8 pixels, got {self.size}.")
         for name, known in (("shapes", SHAPES), ("textures", TEXTURES)):
@@ -91,7 +91,7 @@ class ShapesAndTextures:
         """
         keys = iter(jax.random.split(key, 10))
 
-        def uniform(low, high, *shape):
+        def uniform(low: float, high: float, *shape: int) -> Array:
             return jax.random.uniform(next(keys), (n, *shape), minval=low, maxval=high)
 
         radius = uniform(0.5, 0.85)
@@ -121,7 +121,7 @@ class ShapesAndTextures:
         u = cos * down[:, :, None] + sin * right[:, None, :]
         v = cos * right[:, None, :] - sin * down[:, :, None]
         depths = [_DEPTHS[name](u, v) for name in self.shapes]
-        depth = sum(jnp.where(factors["shape"][:, None, None] == i, one, 0.0) for i, one in enumerate(depths))
+        depth = sum(jnp.where(factors["shape"][:, None, None] == i, inner, 0.0) for i, inner in enumerate(depths))
         inside = jnp.clip(0.5 + depth * factors["radius"][:, None, None] * self.size / 2, 0, 1)  # edges one pixel wide
 
         directions = np.zeros((len(self.textures), _WAVES), np.float32)
@@ -142,7 +142,7 @@ class ShapesAndTextures:
         noise = self.noise * jax.random.normal(noise_key, images.shape)
         return jnp.clip(images + noise, 0, 1).astype(jnp.float32)
 
-    def _waves(self, key, angle, wavelength, weights):
+    def _waves(self, key: Array, angle: Array, wavelength: Array, weights: Array) -> Array:
         """Sums of plane waves of random phases, `(n, size, size)`."""
         pixels = jnp.arange(self.size) * (2 * np.pi / wavelength)[:, None]
         down = jnp.cos(angle)[:, :, None] * pixels[:, None] + jax.random.uniform(key, angle.shape, maxval=2 * np.pi)[..., None]
