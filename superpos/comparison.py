@@ -69,6 +69,24 @@ def score_batches(
     return scores, jnp.max(gaps)
 
 
+def recover_batches(encode: Callable[[Array], tuple[Units, Array]], n_batches: int) -> dict[str, Float[Array, " features"]]:
+    """Each true feature's highest correlation with any unit of each view, over samples that are made batch by batch.
+
+    Args:
+        encode: `encode(i)` gives batch i as views read it, `{view: (n, units)}`, and its features `(n, n_features)`.
+        n_batches: static.
+    """
+
+    def sides(i: Array) -> tuple[Units, Units]:
+        units, z = encode(i)
+        return units, {"feature": z}
+
+    names = jax.eval_shape(encode, jax.ShapeDtypeStruct((), jnp.int32))[0]
+    recovery = metrics_lib.FeatureRecovery()
+    moments = batch_moments(sides, n_batches, [f"{name}->feature" for name in names], 1, recovery.reads)
+    return {name: recovery(moments[f"{name}->feature"]).units[0] for name in names}
+
+
 def batch_moments(
     encode: Callable[[Array], tuple[Units, Units]],
     n_batches: int,
