@@ -5,7 +5,6 @@ from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
@@ -84,7 +83,8 @@ def recover_batches(encode: Callable[[Array], tuple[Units, Array]], n_batches: i
     names = jax.eval_shape(encode, jax.ShapeDtypeStruct((), jnp.int32))[0]
     recovery = metrics_lib.FeatureRecovery()
     moments = batch_moments(sides, n_batches, [f"{name}->feature" for name in names], 1, recovery.reads)
-    return {name: recovery(moments[f"{name}->feature"]).units[0] for name in names}
+    scores = {name: recovery(moments[f"{name}->feature"]) for name in names}
+    return {name: score.units[0] for name, score in scores.items() if score.units is not None}
 
 
 def batch_moments(
@@ -122,32 +122,32 @@ def batch_moments(
         x = jnp.concatenate([units[name] for name in names], axis=1)
         return jnp.pad(x, ((0, 0), (0, widest[end] - x.shape[1]))) if apart and alike else x
 
-    def columns(names: Sequence[str], name: str, end: int) -> np.ndarray:
+    def columns(names: Sequence[str], name: str, end: int) -> Array:
         first = sum(shapes[end][other].shape[1] for other in names[: names.index(name)])
         size = shapes[end][name].shape[1]
         missing = (widest[end] - size) * alike  # `select` takes an index that is out of range as a silent unit
-        return np.concatenate([np.arange(first, first + size), np.full(missing, np.iinfo(np.int32).max)])
+        return jnp.concatenate([jnp.arange(first, first + size), jnp.full(missing, jnp.iinfo(jnp.int32).max)])
 
     tick = training.loop(n_batches)
 
     def add(sums: list[Moments], i: Array) -> tuple[list[Moments], None]:
-        sides = encode(i)
+        source, target = encode(i)
         tick(i)
-        return [
-            moments_lib.update(moments, *(beside(sides[end], names[end], end) for end in range(2)), i % n_folds)
-            for moments, names in zip(sums, members, strict=True)
-        ], None
+        both = [(beside(source, names[0], 0), beside(target, names[1], 1)) for names in members]
+        return [moments_lib.update(old, x, y, i % n_folds) for old, (x, y) in zip(sums, both, strict=True)], None
 
     def width(names: Sequence[str], end: int) -> int:
         return widest[end] if apart and alike else sum(shapes[end][name].shape[1] for name in names)
 
-    empty = [moments_lib.init(*(width(names[end], end) for end in range(2)), n_folds, reads) for names in members]
+    empty = [moments_lib.init(width(names[0], 0), width(names[1], 1), n_folds, reads) for names in members]
     sums, _ = lax.scan(add, empty, jnp.arange(n_batches))
     if apart:
         return dict(zip(pairs, sums, strict=True))
     return {
-        comparison: moments_lib.select(moments, *(columns(names[end], pairs[comparison][end], end) for end in range(2)))
-        for moments, names, group in zip(sums, members, groups, strict=True)
+        comparison: moments_lib.select(
+            old, columns(names[0], pairs[comparison][0], 0), columns(names[1], pairs[comparison][1], 1)
+        )
+        for old, names, group in zip(sums, members, groups, strict=True)
         for comparison in group
     }
 
