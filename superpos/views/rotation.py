@@ -51,9 +51,9 @@ def orthogonal(key: Any, n: int) -> jax.Array:
 
 
 def _from_gaussian(gaussian):
-    q, r = jnp.linalg.qr(gaussian)
-    # LAPACK leaves the signs of r's diagonal open; only with positive ones is q uniform.
-    return (q * jnp.where(jnp.diagonal(r) < 0, -1, 1),)
+    q, r = jnp.linalg.qr(gaussian)  # of one, or of a batch
+    # The signs of r's diagonal are left open; only with positive ones is q uniform.
+    return (q * jnp.where(jnp.diagonal(r, axis1=-2, axis2=-1) < 0, -1, 1)[..., None, :],)
 
 
 _orthogonal = linalg._one_by_one(_from_gaussian, 1)  # batched kernels of LAPACK can wait forever: see linalg
