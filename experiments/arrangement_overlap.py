@@ -62,7 +62,7 @@ def score(state_a: Any, state_b: Any, eval_key: Any) -> dict[str, Any]:
     a, b = state_a["W"], state_b["W"]
     overlap = sp.arrangements.norm_products(a, b)
     shared = overlap >= 1
-    norms = (sp.arrangements.feature_norms(weights) for weights in (a, b))
+    norms_a, norms_b = (sp.arrangements.feature_norms(weights) for weights in (a, b))
     key = jax.random.fold_in(jax.random.fold_in(eval_key, state_a["bits"]), state_b["bits"])  # one of this pair
     match = sp.arrangements.semi_match(a, b, shared)
     chance = sp.arrangements.semi_match(a[shuffled(key, shared)], b, shared)
@@ -70,7 +70,7 @@ def score(state_a: Any, state_b: Any, eval_key: Any) -> dict[str, Any]:
         "overlap": overlap,
         "n_shared": jnp.sum(shared, dtype=a.dtype),
         # Expected where which features have which norms is unrelated in the two models.
-        "n_shared_chance": jnp.sum(jnp.outer(*norms) >= 1) / len(a),
+        "n_shared_chance": jnp.sum(jnp.outer(norms_a, norms_b) >= 1) / len(a),
         "semi_match": match,
         "semi_match_chance": chance,
         "semi_match_excess": match - chance,

@@ -114,7 +114,7 @@ def measure(config: ConfigDict, a: Any, b: Any, probability: Any, data_key: Any,
     empty = sp.moments.init(a.shape[1], a.shape[1], N_FOLDS, ("xx", "xy", "yy"))
     sampled, _ = lax.scan(add, [empty] * len(UNITS), jnp.arange(n_batches(config)))
     predicted = theory.population(a, b, sp.features.covariance(features), N_FOLDS)
-    units = np.arange(max(*config.n_units, config.n_units_fixed))  # silent ones up to the largest width: `score` compiles once
+    units = jnp.arange(max(*config.n_units, config.n_units_fixed))  # silent ones up to the largest width: `score` compiles once
     moments = [sp.moments.select(kind, units, units) for kind in (predicted, *sampled)]
     ids = np.arange(config.eval.n_rsa) % N_FOLDS
     rsa = [sp.align(x, y, "rsa", ids)["rsa"].folds for x, y in sides(n_batches(config), config.eval.n_rsa)]
@@ -246,9 +246,9 @@ def draw(results: dict[str, Any], run: Run) -> None:
         if row["predicted"] is not None:
             against.plot(row["predicted"], row["mean"], **look(row))
     for row in results["agreement"]:
-        differences.plot(row["largest_difference"], row["metric"], **look(row))
+        differences.plot([row["largest_difference"]], [row["metric"]], **look(row))
         if row["units"] == "linear":
-            differences.plot(row["sampling_error"], row["metric"], "|", color="#444444", markersize=12)
+            differences.plot([row["sampling_error"]], [row["metric"]], "|", color="#444444", markersize=12)
     against.axline((0, 0), slope=1, color="#777777", linewidth=0.8, zorder=0)
     against.set(title="Predicted and measured, mean over pairs", xlabel="predicted for linear units", ylabel="measured")
     differences.axvline(0.003, color="#777777", linewidth=0.8, linestyle=":")
@@ -273,8 +273,12 @@ def draw(results: dict[str, Any], run: Run) -> None:
     for axis, (varied, (x, label)) in zip(curves, SETTINGS.items(), strict=True):
         log = None if varied == "rotation" else 2
         shown = [row for row in rows if row["varied"] == varied and EQUAL.get(row["metric"]) not in metrics]
-        plotting.curves(axis, [row for row in shown if row["units"] == "linear"], x, "metric", log=log, linestyle="-")
-        plotting.curves(axis, [row for row in shown if row["units"] == "rectified"], x, "metric", log=log, **OPEN, label=None)
+        plotting.curves(
+            axis, [row for row in shown if row["units"] == "linear"], x, "metric", log=log, among=metrics, linestyle="-"
+        )
+        plotting.curves(
+            axis, [row for row in shown if row["units"] == "rectified"], x, "metric", log=log, among=metrics, **OPEN, label=None
+        )
         expected = [{**row, "mean": row["formula"], "ci95": None} for row in shown if row["formula"] is not None]
         if expected:
             dots = {"color": "#999999", "linestyle": ":", "linewidth": 2.5, "marker": ""}

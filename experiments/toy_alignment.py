@@ -77,13 +77,13 @@ def draw(results: dict[str, Any], run: Run) -> None:
     """The figure: alignment, a panel a metric, and feature recovery, against width."""
     rows, recovery = results["rows"], results["recovery"]
     metrics = list(dict.fromkeys(row["metric"] for row in rows))
-    figure, (axes,) = plotting.panels(1, len(metrics) + 1, (3.4 * (len(metrics) + 1), 4.6))
+    figure, (axes,) = plotting.panels(1, len(metrics) + 1, (2 + 3.4 * (len(metrics) + 1), 4.6))
     for axis, metric in zip(axes, metrics, strict=False):
         plotting.curves(axis, [row for row in rows if row["metric"] == metric], "n_hidden", log=2)
         axis.set_title(plotting.metric_title(metric))
     plotting.curves(axes[-1], recovery, "n_hidden", "units", log=2)
     axes[-1].set_title("Feature recovery")
-    axes[-1].legend(title="units", fontsize=8, title_fontsize=8, loc="upper left", frameon=False)
+    axes[-1].legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
     for axis in axes:
         axis.set_xlabel("hidden units")
         axis.set_ylim(min(0, axis.get_ylim()[0]), 1)

@@ -3,7 +3,6 @@
 With the same settings every experiment has the same models: keys are derived here, and nowhere else.
 """
 
-import dataclasses
 import inspect
 import itertools
 import zlib
@@ -59,11 +58,10 @@ def check(config: ConfigDict, n_seeds: int = 2) -> None:
         raise ValueError("config.n_hidden is empty: name at least one width.")
     if config.chunk < 0:
         raise ValueError(f"config.chunk must be at least 0, got {config.chunk}.")
-    if "probability" in config.features and not 0 < config.features.probability <= 1:
+    if not 0 < config.features.get("probability", 1) <= 1:
         raise ValueError(f"config.features.probability must be above 0 and at most 1, got {config.features.probability}.")
-    if "eval" in config and (
-        config.eval.n_folds < 2 or config.eval.batch_size < 2 or config.eval.n_samples < 2 * config.eval.n_folds
-    ):
+    scored = config.get("eval")
+    if scored and (min(scored.n_folds, scored.batch_size) < 2 or scored.n_samples < 2 * scored.n_folds):
         raise ValueError("config.eval needs at least 2 folds, and at least 2 samples in each fold and batch.")
 
 
@@ -104,22 +102,15 @@ def views(config: ConfigDict, names: Sequence[str], weights: Any) -> dict[str, V
     options = {name: settings.pop(name) for name in sp.sae.PUBLISHED}
     sae = SAE(**settings, options=options, cosine=False)
     truth = features(config).sample
-
-    def view(name: str) -> View:
+    given = {"oracle": {"arrangement": weights, "rectified": True, "truth": truth}, "supervised": {"truth": truth}}
+    made: dict[str, View] = {}
+    for name in names:
         if name not in VIEWS:
             raise ValueError(f"config names the view {name!r}; there are {', '.join(VIEWS)}.")
-        if name == "sae":
-            return sae
-        own: dict[str, Any] = config.options.get(name, ConfigDict()).to_dict()
-        if name == "oracle":
-            own |= {"arrangement": weights, "truth": truth, "rectified": True, **config.oracle}
-        if name == "supervised":
-            own |= {"truth": truth, **config.supervised}
-        if any(field.name == "of" and isinstance(field.default, SAE) for field in dataclasses.fields(VIEWS[name])):  # type: ignore[arg-type]
-            own["of"] = sae
-        return VIEWS[name](**own)
-
-    return {name: view(name) for name in names}
+        own = {**given.get(name, {}), **config.options.get(name, {}), **(config[name] if name in given else {})}
+        of = {"of": sae} if isinstance(VIEWS[name].of, SAE) else {}
+        made[name] = sae if name == "sae" else VIEWS[name](**of, **own)
+    return made
 
 
 def train(config: ConfigDict, names: Sequence[str], key: Any, data_key: Any, n_hidden: int, stop: Any = None) -> dict[str, Any]:
@@ -128,17 +119,22 @@ def train(config: ConfigDict, names: Sequence[str], key: Any, data_key: Any, n_h
     init_key = jax.random.split(jax.random.fold_in(key, n_hidden), 3)[1]
     _, sae_data, recovery_data, oracle_data, supervised_data = jax.random.split(data_key, 5)
     made = views(config, names, params["W"])
-    keys = {name: jax.random.fold_in(init_key, zlib.crc32(name.encode())) for name in shared(made)}
-    data_keys = {name: jax.random.fold_in(sae_data, zlib.crc32(name.encode())) for name in shared(made)}
+    keys, data_keys = (
+        {name: jax.random.fold_in(own, zlib.crc32(name.encode())) for name in shared(made)} for own in (init_key, sae_data)
+    )
     keys |= {"sae": init_key, "supervised": jax.random.fold_in(init_key, 1)}
     data_keys |= {"sae": sae_data, "supervised": supervised_data, "oracle": oracle_data}
 
     def units(key, n):
         return toy(config, n_hidden).encode(params, features(config).sample(key, n))
 
+    def encode(i):
+        z = batch(config, recovery_data, i)
+        return read(config, names, state, z), z
+
     fits = fit_all(made, keys, units, n_hidden, data_key=data_keys)
     state = {"toy": params, "views": fits, "toy_loss": history["loss"][-100:].mean()}
-    return {**state, "recovery": recover(config, names, state, recovery_data)}
+    return {**state, "recovery": comparison.recover_batches(encode, n_batches(config))}
 
 
 def read(config: ConfigDict, names: Sequence[str], state: Any, z: Any) -> dict[str, Any]:
@@ -159,26 +155,13 @@ def batch(config: ConfigDict, key: Any, i: Any) -> Any:
     return features(config).sample(jax.random.fold_in(key, i), config.eval.batch_size)
 
 
-def recover(config: ConfigDict, names: Sequence[str], state: Any, key: Any) -> dict[str, Any]:
-    """Each feature's highest correlation with any unit of each view: `{view: (n_features,)}`."""
-
-    def encode(i):
-        z = batch(config, key, i)
-        return read(config, names, state, z), {"feature": z}
-
-    recovery = sp.metrics.FeatureRecovery()
-    comparisons = [f"{name}->feature" for name in names]
-    moments = comparison.batch_moments(encode, n_batches(config), comparisons, 1, recovery.reads)
-    return {name: recovery(moments[f"{name}->feature"]).units[0] for name in names}
-
-
 def score(config: ConfigDict, comparisons: Sequence[str], metrics: Any, a: Any, b: Any, eval_key: Any) -> dict[str, Any]:
     """Mean score of one pair of models: `{metric: (comparisons,)}`, and the largest duality gap."""
-    names = [list(dict.fromkeys(comparison.ends(pair)[end] for pair in comparisons)) for end in range(2)]
+    names = list(dict.fromkeys(name for compared in comparisons for name in comparison.ends(compared)))
 
     def encode(i):
         z = batch(config, eval_key, i)
-        return read(config, names[0], a, z), read(config, names[1], b, z)
+        return read(config, names, a, z), read(config, names, b, z)
 
     scores, gap = comparison.score_batches(encode, n_batches(config), comparisons, metrics, config.eval.n_folds)
     return {**scores, "gap": gap}

@@ -133,8 +133,8 @@ def finish(figure: Any, caption: str = "", legend: Sequence[Any] | None = None) 
     for axis in figure.axes:
         room = int(axis.get_position().width * width / _WIDTH / 1.15)
         for text in (axis.title, axis.xaxis.label):
-            lines = [textwrap.fill(line, max(room, 10), break_long_words=False) for line in text.get_text().splitlines()]
-            text.set_text("\n".join(lines))
+            wrapped = [textwrap.fill(line, max(room, 10), break_long_words=False) for line in text.get_text().splitlines()]
+            text.set_text("\n".join(wrapped))
 
 
 def save(figure: Any, path: str | PathLike) -> None:
@@ -199,7 +199,14 @@ def grouped_bars(axis: Any, rows: Sequence[dict[str, Any]], by: str, bar: str = 
 
 
 def curves(
-    axis: Any, rows: Sequence[dict[str, Any]], x: str, by: str = "comparison", *, log: int | None = None, **options: Any
+    axis: Any,
+    rows: Sequence[dict[str, Any]],
+    x: str,
+    by: str = "comparison",
+    *,
+    log: int | None = None,
+    among: Iterable[str] = (),
+    **options: Any,
 ) -> None:
     """A line with intervals for each value of a column, over a setting; labelled for a legend.
 
@@ -212,25 +219,25 @@ def curves(
         x: the column of the setting, numbers.
         by: the column of the lines.
         log: the base of a logarithmic axis.
+        among: all names of the figure, as in `style`; by default those of the lines.
         options: of `errorbar`, in place of the style of all lines.
     """
     names = list(dict.fromkeys(row[by] for row in rows))
     values = sorted({row[x] for row in rows})
     shared = len(values) <= max(sum(row[by] == name for row in rows) for name in names)
-    step = min((b - a for a, b in itertools.pairwise(values)), default=1)
+    scale, back = (lambda at: math.log(at, log), lambda at: log**at) if log else (float, float)
+    step = min((scale(b) - scale(a) for a, b in itertools.pairwise(values)), default=1.0)
     for i, name in enumerate(names):
         line = sorted((row for row in rows if row[by] == name), key=lambda row: row[x])
-        place = 0.05 * (i - (len(names) - 1) / 2) * shared
-        at = [row[x] * log**place if log else row[x] + step * place for row in line]
-        look = {"capsize": 2, "markersize": 5, "linewidth": 1.3, **style(str(name), map(str, names)), **options}
-        axis.errorbar(at, means(line), yerr=errors(line), **look)
+        place = 0.35 * step * (i / max(len(names) - 1, 1) - 0.5) * shared
+        look = {"capsize": 2, "markersize": 5, "linewidth": 1.3, **style(str(name), among or map(str, names)), **options}
+        axis.errorbar([back(scale(row[x]) + place) for row in line], means(line), yerr=errors(line), **look)
     if log:
         axis.set_xscale("log", base=log)
     if shared:
         axis.set_xticks(values, [f"{value:.3g}" if isinstance(value, float) else str(value) for value in values])
         axis.minorticks_off()
-        ends = (values[0] / log**0.6, values[-1] * log**0.6) if log else (values[0] - step / 2, values[-1] + step / 2)
-        axis.set_xlim(ends)
+        axis.set_xlim(back(scale(values[0]) - step / 2), back(scale(values[-1]) + step / 2))
     axis.set_xlabel(x)
 
 

@@ -11,7 +11,7 @@ from jaxtyping import Array, Key
 from superpos import alignment
 from superpos.activations import Side
 from superpos.alignment import Metrics
-from superpos.comparison.batches import Units, batch_moments, ends, score, score_batches
+from superpos.comparison.batches import Units, batch_moments, ends, recover_batches, score, score_batches
 from superpos.comparison.plan import DEFAULT_COMPARISONS, Plan, default_views
 from superpos.comparison.result import Comparison
 from superpos.views import View
@@ -26,6 +26,7 @@ __all__ = [
     "compare_sides",
     "default_views",
     "ends",
+    "recover_batches",
     "score",
     "score_batches",
 ]

@@ -1,4 +1,4 @@
-"""Every comparison of what views read on two sides: `score` and `score_batches` are pure, `compare` is for arrays and files."""
+"""The pure half of a comparison: scores of arrays, and of batches that are made in the program."""
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
@@ -6,7 +6,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Key
@@ -71,6 +70,25 @@ def score_batches(
     return scores, jnp.max(gaps)
 
 
+def recover_batches(encode: Callable[[Array], tuple[Units, Array]], n_batches: int) -> dict[str, Float[Array, " features"]]:
+    """Each true feature's highest correlation with any unit of each view, over samples that are made batch by batch.
+
+    Args:
+        encode: `encode(i)` gives batch i as views read it, `{view: (n, units)}`, and its features `(n, n_features)`.
+        n_batches: static.
+    """
+
+    def sides(i: Array) -> tuple[Units, Units]:
+        units, z = encode(i)
+        return units, {"feature": z}
+
+    names = jax.eval_shape(encode, jax.ShapeDtypeStruct((), jnp.int32))[0]
+    recovery = metrics_lib.FeatureRecovery()
+    moments = batch_moments(sides, n_batches, [f"{name}->feature" for name in names], 1, recovery.reads)
+    scores = {name: recovery(moments[f"{name}->feature"]) for name in names}
+    return {name: score.units[0] for name, score in scores.items() if score.units is not None}
+
+
 def batch_moments(
     encode: Callable[[Array], tuple[Units, Units]],
     n_batches: int,
@@ -106,21 +124,19 @@ def batch_moments(
         x = jnp.concatenate([units[name] for name in names], axis=1)
         return jnp.pad(x, ((0, 0), (0, widest[end] - x.shape[1]))) if apart and alike else x
 
-    def columns(names: Sequence[str], name: str, end: int) -> np.ndarray:
+    def columns(names: Sequence[str], name: str, end: int) -> Array:
         first = sum(shapes[end][other].shape[1] for other in names[: names.index(name)])
         size = shapes[end][name].shape[1]
         missing = (widest[end] - size) * alike  # `select` takes an index that is out of range as a silent unit
-        return np.concatenate([np.arange(first, first + size), np.full(missing, np.iinfo(np.int32).max)])
+        return jnp.concatenate([jnp.arange(first, first + size), jnp.full(missing, jnp.iinfo(jnp.int32).max)])
 
     tick = training.loop(n_batches)
 
     def add(sums: list[Moments], i: Array) -> tuple[list[Moments], None]:
-        sides = encode(i)
+        source, target = encode(i)
         tick(i)
-        return [
-            moments_lib.update(moments, beside(sides[0], names[0], 0), beside(sides[1], names[1], 1), i % n_folds)
-            for moments, names in zip(sums, members, strict=True)
-        ], None
+        both = [(beside(source, names[0], 0), beside(target, names[1], 1)) for names in members]
+        return [moments_lib.update(old, x, y, i % n_folds) for old, (x, y) in zip(sums, both, strict=True)], None
 
     def width(names: Sequence[str], end: int) -> int:
         return widest[end] if apart and alike else sum(shapes[end][name].shape[1] for name in names)
@@ -131,9 +147,9 @@ def batch_moments(
         return dict(zip(pairs, sums, strict=True))
     return {
         comparison: moments_lib.select(
-            moments, *[jnp.asarray(columns(names[end], pairs[comparison][end], end)) for end in range(2)]
+            old, columns(names[0], pairs[comparison][0], 0), columns(names[1], pairs[comparison][1], 1)
         )
-        for moments, names, group in zip(sums, members, groups, strict=True)
+        for old, names, group in zip(sums, members, groups, strict=True)
         for comparison in group
     }
 
