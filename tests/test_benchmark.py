@@ -2,10 +2,10 @@ import sys
 
 import pytest
 
-pytest.importorskip("himalaya", reason="pip install -e '.[benchmark]'")
-
-from experiments import benchmark
+from experiments.benchmark import suites as benchmark
 from superpos.results import Run
+
+INSTALL = "pip install -e '.[benchmark]'"
 
 
 def small():
@@ -16,6 +16,7 @@ def small():
 
 
 def test_both_sides_do_the_same_work(tmp_path):
+    pytest.importorskip("himalaya", reason=INSTALL)
     run = Run(tmp_path / "run", "benchmark", small().to_dict())
     results = benchmark.compute(small(), run)
     benchmark.draw(results, run)
@@ -34,6 +35,7 @@ def test_both_sides_do_the_same_work(tmp_path):
 
 
 def test_both_sides_regress_alike(tmp_path):
+    pytest.importorskip("himalaya", reason=INSTALL)
     config = small()
     config.update({"suite": "ridge", "large_ridge": (600, 9, 4)})
     rows = benchmark.compute(config, Run(tmp_path / "run", "benchmark", config.to_dict()))["rows"]
@@ -43,10 +45,10 @@ def test_both_sides_regress_alike(tmp_path):
 
 
 def test_models_are_trained_alike_by_all_sides(tmp_path, monkeypatch):
-    pytest.importorskip("torch", reason="pip install -e '.[benchmark]'")
+    pytest.importorskip("torch", reason=INSTALL)
     config = small()
     config.suite = "training"
-    monkeypatch.setattr("experiments.benchmark_training._compilation", list)  # half a minute
+    monkeypatch.setattr("experiments.benchmark.training._compilation", list)  # half a minute
     config.training.update({"n_hidden": (8,), "n_seeds": 3, "most_seeds": 2, "steps": 14, "batch_size": 128, "matmul": 64})
     config.training.update({"large_sae": (12, 600, 4), "large_batch": 128, "large_steps": 8})
     run = Run(tmp_path / "run", "benchmark", config.to_dict())
