@@ -2,10 +2,10 @@ import sys
 
 import pytest
 
+pytest.importorskip("himalaya", reason="pip install -e '.[benchmark]'")
+
 from experiments.benchmark import suites as benchmark
 from superpos.results import Run
-
-INSTALL = "pip install -e '.[benchmark]'"
 
 
 def small():
@@ -16,7 +16,6 @@ def small():
 
 
 def test_both_sides_do_the_same_work(tmp_path):
-    pytest.importorskip("himalaya", reason=INSTALL)
     run = Run(tmp_path / "run", "benchmark", small().to_dict())
     results = benchmark.compute(small(), run)
     benchmark.draw(results, run)
@@ -35,7 +34,6 @@ def test_both_sides_do_the_same_work(tmp_path):
 
 
 def test_both_sides_regress_alike(tmp_path):
-    pytest.importorskip("himalaya", reason=INSTALL)
     config = small()
     config.update({"suite": "ridge", "large_ridge": (600, 9, 4)})
     rows = benchmark.compute(config, Run(tmp_path / "run", "benchmark", config.to_dict()))["rows"]
@@ -45,7 +43,7 @@ def test_both_sides_regress_alike(tmp_path):
 
 
 def test_models_are_trained_alike_by_all_sides(tmp_path, monkeypatch):
-    pytest.importorskip("torch", reason=INSTALL)
+    pytest.importorskip("torch", reason="pip install -e '.[benchmark]'")
     config = small()
     config.suite = "training"
     monkeypatch.setattr("experiments.benchmark.training._compilation", list)  # half a minute
@@ -73,7 +71,7 @@ def test_models_are_trained_alike_by_all_sides(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ({"suite": "all"}, "out of metrics, ridge, training"),
+        ({"suite": "all"}, "out of metrics, ridge, training, accelerator"),
         ({"repeats": 0}, "repeats"),
         ({"outer_folds": 4}, "outer_folds"),
     ],

@@ -9,9 +9,21 @@ so.
 
 Run it on an idle machine: where a core is taken, OpenBLAS with a thread a core can take ten times as long. The alternatives
 therefore get one thread, or one a core as XLA has, whichever is faster when their turn comes: `theirs_threads`.
+
+`--config.suite=accelerator` is for a lent GPU, and described in accelerator/__init__.py: it also runs where ml_collections is
+missing, as `python -m experiments.benchmark.accelerator`.
 """
 
-from experiments import command
+import os
+import sys
+
+if any("accelerator" in argument for argument in sys.argv):  # its parts need the card's memory, this process none of it
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+
+try:
+    from experiments import command
+except ModuleNotFoundError as error:
+    sys.exit(f"error: {error.name} is not installed; without it there is python -m experiments.benchmark.accelerator.")
 from experiments.benchmark.suites import compute, draw, get_config
 
 if __name__ == "__main__":

@@ -83,6 +83,28 @@ def curve(rows: Sequence[dict[str, Any]], levels: dict[str, float], title: str, 
     plotting.save(figure, path)
 
 
+def limits(rows: Sequence[dict[str, Any]], card: str, path: Path) -> None:
+    """Measured seconds of each row of the accelerator suite, and those that the card would take at best.
+
+    Args:
+        rows: `part`, `work`, `seconds`, `expected_s`; those without the last two are left out.
+        card: its name.
+        path: of the PNG to write.
+    """
+    chosen = [row for row in rows if row["seconds"] and row["expected_s"]]
+    figure, ((axis,),) = plotting.panels(1, 1, (8.5, 1.6 + 0.3 * len(chosen)))
+    at = range(len(chosen))
+    axis.scatter([row["seconds"] for row in chosen], at, color="#0072B2", label="measured")
+    axis.scatter([row["expected_s"] for row in chosen], at, marker="|", s=200, color="black", label="expected at best")
+    axis.set_xscale("log")
+    axis.set_yticks(at, [f"{row['part']}: {row['work']}"[:70] for row in chosen], fontsize=8)
+    axis.invert_yaxis()
+    axis.set_xlabel("seconds")
+    axis.set_title(card, fontsize=11, color="#444444")
+    figure.legend(loc="outside lower center", ncols=2, fontsize=10, frameon=False)
+    plotting.save(figure, path)
+
+
 def _seconds(value):
     return f"{_short(value)} s" if value >= 1 else f"{_short(1000 * value)} ms"
 

@@ -8,16 +8,25 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from experiments.benchmark import alignment, figures, ridge, timing
+from experiments.benchmark.accelerator import runner
 from superpos.results import Run
 
 # And the packages that they are beside.
-SUITES = {"metrics": ("sklearn", "himalaya", "ot"), "ridge": ("sklearn", "himalaya"), "training": ("torch",)}
+SUITES = {
+    "metrics": ("sklearn", "himalaya", "ot"),
+    "ridge": ("sklearn", "himalaya"),
+    "training": ("torch",),
+    "accelerator": (),
+}
 
 
 def get_config() -> ConfigDict:
     """Every setting."""
     config = ConfigDict()
     config.suite = "metrics"  # what is timed: a name out of SUITES; `training` reads its settings from config.training
+    config.limit_s = 420  # seconds for all of suite=accelerator
+    config.size = ""  # of suite=accelerator: full, small, or what suits the device
+    config.parts = ()  # of suite=accelerator: names of those to run, all by default
     config.seed = 0  # of the data
     config.repeats = 3  # runs of each side, slow alternatives excepted
     config.n_samples = 2_048_000
@@ -60,6 +69,11 @@ def compute(config: ConfigDict, run: Run) -> dict[str, Any]:
             importlib.import_module(package)
         except ImportError as error:
             raise ValueError(f"config.suite={config.suite} needs {package}: pip install -e '.[benchmark]'.") from error
+    if config.suite == "accelerator":
+        run.claim()
+        found = runner.run(run.path / "accelerator", config.limit_s, config.size, config.parts)
+        rows = [{name: row.get(name) for name in runner.COLUMNS} for row in found["rows"]]
+        return run.finish(rows, {"all parts": found["seconds"]}, parts=found["parts"], card=found["device"])
     if config.suite == "training":
         from experiments.benchmark import training
 
@@ -80,7 +94,10 @@ def compute(config: ConfigDict, run: Run) -> dict[str, Any]:
 
 
 def draw(results: dict[str, Any], run: Run) -> None:
-    """The figure: a bar an alternative; of training the speed against the number of models."""
+    """The figure: a bar an alternative; of training the speed against the number of models, of a card expected seconds."""
+    if "card" in results:
+        figures.limits(results["rows"], results["card"]["name"], run.figure)
+        return
     if "seeds" in results:
         settings, n_hidden = run.config["training"], results["n_hidden"]
         chosen = [row for row in results["rows"] if row["work"] == f"toy, {n_hidden} hidden"]
