@@ -106,8 +106,9 @@ def align_stream(
     shown = results.shows_progress(progress)
     with tqdm(total=len(ids), desc="align_stream", unit="sample", unit_scale=True, disable=not shown) as bar:
         for values, count, fold in _by_fold(sides, rows, ids, n_folds):
+            values = jax.device_put(values)  # on its way while the step before still runs
             settle(finite)  # JAX would run ahead and pile up batches
-            moments, finite = add(moments, weights, jax.device_put(values), count, fold)
+            moments, finite = add(moments, weights, values, count, fold)
             bar.update(count)
         settle(finite)
         bar.update(int(np.sum(ids < 0)))
