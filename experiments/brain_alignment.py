@@ -8,8 +8,8 @@ which cannot undo superposition. `few_sae` and `few_random_sae` have only as man
 most over the images that fit views. sae->sae has an SAE of the sites on the other side; its control is random_sae->random_sae.
 Latents and components of several positions are averaged over an image before they predict its sites.
 
-`ci95` is over images and `ci95_sites` over sites, both for the views at hand. `corrected` is the mean over sites of r divided by
-√reliability, without sites of low reliability (`n_excluded`), where every stimulus has repeats. Of the simulation, whose sites
+`ci95` is over images and `ci95_sites` over sites, both for the views at hand. `corrected` is the mean over sites of r divided
+by √reliability, without sites of low reliability (`n_excluded`), where every stimulus has repeats. Of the simulation, whose sites
 mix known features, feature->site is what the features themselves say, and oracle->site sparse inference that knows how the
 neurons mix them.
 """
@@ -290,8 +290,10 @@ def compute(config: ConfigDict, run: Run) -> dict[str, Any]:
     compared = planned.run(run.path / "comparison", chunk=config.chunk)
     compared.refuse_missing()
     rows = tabulate(compared, material, config.minimum)
+    of_sites = [pair for pair in DIFFERENCES if all(name.endswith("site") for name in pair)]
+    over_sites = {label_of(row): row["ci95"] for row in compared.differences(of_sites, "units")}
     differences = [
-        {"layer": row.pop("pair"), **row, "ci95_sites": over_sites(compared, row)} for row in compared.differences(DIFFERENCES)
+        {"layer": row["pair"], **row, "ci95_sites": over_sites.get(label_of(row))} for row in compared.differences(DIFFERENCES)
     ]
     first = planned.metrics[0].name
     best = max(material.layers, key=lambda name: float(compared.score(name, "sae->site", first).mean))  # type: ignore[union-attr]
@@ -305,6 +307,11 @@ def compute(config: ConfigDict, run: Run) -> dict[str, Any]:
         sites=sites(compared, material, first),
         n_scored=compared.n_scored,
     )
+
+
+def label_of(row: dict[str, Any]) -> tuple[str, ...]:
+    """Which difference a row is of."""
+    return row["pair"], row["metric"], row["difference"]
 
 
 def tabulate(compared: Comparison, material: Material, minimum: float) -> list[dict[str, Any]]:
@@ -322,14 +329,6 @@ def tabulate(compared: Comparison, material: Material, minimum: float) -> list[d
         rows += [{"layer": layer, **row} for layer in (material.layers if label == FEATURES else [label])]
     names = [metric.name for metric in compared.plan.metrics]
     return sorted(rows, key=lambda row: (material.layers.index(row["layer"]), names.index(row["metric"])))
-
-
-def over_sites(compared: Comparison, row: dict[str, Any]) -> list[float] | None:
-    """The interval over sites of a difference, where both sides are of the same."""
-    a, b = (compared.score(row["layer"], name, row["metric"]) for name in row["difference"].split(" - "))
-    if a is None or b is None or a.units is None or b.units is None:
-        return None
-    return sp.stats.over_units(a._replace(units=a.units - b.units))["ci95"]
 
 
 def sites(compared: Comparison, material: Material, metric: str) -> dict[str, Any]:

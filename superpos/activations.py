@@ -48,7 +48,7 @@ class Side:
     train: Any = None
     views: Mapping[str, View] = dataclasses.field(default_factory=dict)
     names: Sequence[str] | None = None
-    hashes: ArrayLike | Sequence[str] | None = None
+    hashes: Any = None
     truth: Any = None
     reliability: ArrayLike | None = None
     axes: Sequence[str] | None = None

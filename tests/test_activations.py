@@ -125,7 +125,9 @@ def test_files_tell_their_images(arrays, tmp_path):
             divide(sides, pairs=pairs)
     tell("y")
     np.save(tmp_path / "others.npy", x + 1)
-    with pytest.raises(ValueError, match="x_train must hold images that are not scored, got .*layer.npy, which is scored too"):
+    with pytest.raises(
+        ValueError, match=r"x_train must hold images that are not scored, got .*layer\.npy, which is scored too"
+    ):
         divide({"x": Side(sides["x"].x, train=f"{tmp_path}/x/../x/layer.npy"), "y": sides["y"]}, fitted=("x",))
     told = json.loads((tmp_path / "x" / "manifest.json").read_text())
     told["arrays"]["layer"]["file"] = "others.npy"

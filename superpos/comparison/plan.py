@@ -348,8 +348,8 @@ class _Table(NamedTuple):
             listed = ways.setdefault(reader.text, [])
             first[reader.name] = (list(ways).index(reader.text), len(listed))
             family = next(family for family in fits[i].values() if reader.name in family.views)
-            rows = range(len(stack.names) * reader.n_seeds)
-            listed += [view.weights(family.params(reader.name, row)) for row in rows]
+            n = len(stack.names) * reader.n_seeds
+            listed += [view.weights(family.params(reader.name, row)) for row in range(n)]
         rows = [
             (
                 reader.at,
