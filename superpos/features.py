@@ -133,7 +133,7 @@ class AnchoredFeatures:
     Raises:
         ValueError: correlations that are no list of numbers from -1 to 1, or a probability outside 0 to 1.
 
-    >>> print(AnchoredFeatures(jnp.array([0.5, -0.1]), exact=True).activity_correlation.round(3))
+    >>> print(np.asarray(AnchoredFeatures(jnp.array([0.5, -0.1]), exact=True).activity_correlation).round(3))
     [ 0.5 -0.1]
     """
 
@@ -257,7 +257,7 @@ def covariance(features: Any) -> Float[Array, "features features"]:
 
     E[z_i z_j] = P(both active) / 4 and E[z_i²] = P(active) / 3. `features` is any class of this module.
 
-    >>> print(jnp.diagonal(covariance(SparseFeatures(2, probability=0.1))).round(4))
+    >>> print(np.diagonal(covariance(SparseFeatures(2, probability=0.1))).round(4))
     [0.0308 0.0308]
     """
     joint = features.joint
@@ -270,7 +270,7 @@ def power_law(n_features: int, exponent: ArrayLike = 2.0) -> Float[Array, " feat
 
     Source: Longon, Klindt & Khosla, arXiv 2510.03186, toy models.
 
-    >>> print(power_law(4).round(3))
+    >>> print(np.asarray(power_law(4)).round(3))
     [1.    0.444 0.25  0.16 ]
     """
     return (1 + 2 * jnp.arange(n_features) / n_features) ** -jnp.asarray(exponent)

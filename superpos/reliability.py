@@ -17,7 +17,7 @@ def spearman_brown(r: ArrayLike, factor: ArrayLike = 2.0) -> Array:
 
     Source: Spearman 1910; Brown 1910.
 
-    >>> print(spearman_brown(0.5).round(3))
+    >>> round(float(spearman_brown(0.5)), 3)
     0.667
     """
     r, factor = jnp.asarray(r), jnp.asarray(factor)

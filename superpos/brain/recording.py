@@ -334,7 +334,7 @@ def ncsnr(repeats: ArrayLike) -> Float[Array, " units"]:
         `(n_units,)`; infinite without noise, NaN for constant units and where no stimulus has two repeats.
 
     >>> repeats = jnp.array([[[1.0], [3.0]], [[-3.0], [-1.0]]])  # two stimuli, two repeats, one unit
-    >>> print(ncsnr(repeats).round(3))
+    >>> print(np.asarray(ncsnr(repeats)).round(3))
     [1.528]
     """
     repeats = jnp.asarray(repeats)
@@ -365,7 +365,7 @@ def noise_ceiling(ncsnr: ArrayLike, n: ArrayLike = 1) -> Float[Array, " units"]:
     Raises:
         ValueError: a number of repeats below one.
 
-    >>> print(noise_ceiling(jnp.array([1.0, 3.0]), n=1).round(3))
+    >>> print(np.asarray(noise_ceiling(jnp.array([1.0, 3.0]), n=1)).round(3))
     [0.5 0.9]
     """
     if not isinstance(n, jax.core.Tracer) and not np.min(n) >= 1:
