@@ -281,7 +281,7 @@ def draw(results: dict[str, Any], run: Run) -> None:
         )
         expected = [{**row, "mean": row["formula"], "ci95": None} for row in shown if row["formula"] is not None]
         if expected:
-            dots = {"color": "#999999", "linestyle": ":", "linewidth": 2.5, "marker": ""}
+            dots: dict[str, Any] = {"color": "#999999", "linestyle": ":", "linewidth": 2.5, "marker": ""}
             plotting.curves(axis, expected, x, "metric", log=log, **dots, label="formula for random arrangements")
         fixed = "" if varied == "compression" else f" ({next(row['n_units'] for row in shown)} units)"
         axis.set(ylim=(min(0, axis.get_ylim()[0]), 1.03), xlabel=label + fixed)
