@@ -60,7 +60,7 @@ def train(config: ConfigDict, key: Any, data_key: Any, n_hidden: int) -> dict[st
 def score(state_a: Any, state_b: Any, eval_key: Any) -> dict[str, Any]:
     """What both models share, and how alike they arrange it."""
     a, b = state_a["W"], state_b["W"]
-    overlap = sp.arrangements.overlap(a, b)
+    overlap = sp.arrangements.norm_products(a, b)
     shared = overlap >= 1
     norms_a, norms_b = (sp.arrangements.feature_norms(weights) for weights in (a, b))
     key = jax.random.fold_in(jax.random.fold_in(eval_key, state_a["bits"]), state_b["bits"])  # one of this pair

@@ -1,14 +1,15 @@
 """The command line that all experiments share."""
 
+import contextlib
 import difflib
 import inspect
 import math
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
@@ -18,7 +19,7 @@ from tabulate import tabulate
 
 from superpos import data
 from superpos.results import Run
-from superpos.sweeps.processes import share
+from superpos.sweeps.processes import broadcast
 
 
 def main(
@@ -40,13 +41,46 @@ def main(
     Bad input ends in one line on standard error and exit status 2.
     """
     if {"--help", "-h", "-help"} & set(sys.argv[1:]):
-        print(sys.modules["__main__"].__doc__)
-        said = _comments(compute)
-        for field, value in _fields(config):
-            comment = said.get(field.split(".")[-1])
-            print(f"  --config.{field}={value!r}" + (f"  # {comment}" if comment else ""))
-        print(f"  --workdir=results/{name}\n  --distributed=False")
+        _print_help(name, config, compute)
         return
+    workdir, distributed = _define_flags(name, config)
+
+    def start(argv: list[str]) -> None:
+        if len(argv) > 1:
+            _fail(f"unexpected argument {argv[1]!r}: settings are given as --config.<field>=<value>.")
+        _start_jax(distributed.value)
+        config = flags.FLAGS.config
+        try:
+            run = _open(name, config, files, workdir.value)
+            results = _results(run, config, compute)
+            if not run.keeps:
+                return
+            draw(results, run)
+        except (ValueError, OSError, MemoryError) as error:
+            _fail(error)
+        except RuntimeError as error:  # JAX's and PyTorch's
+            if "out of memory" not in str(error).lower():
+                raise
+            sizes = [f"config.{field}" for field, _ in _fields(config) if field.split(".")[-1] in ("chunk", "batch_size")]
+            _fail(f"out of memory: lower {' or '.join(sizes) or 'the sizes in config'} ({str(error).splitlines()[0]})")
+        _print(results, run)
+
+    logging.set_verbosity(logging.WARNING)  # absl would print what JAX says of backends that it did not find
+    app.run(start, flags_parser=_parse)
+
+
+def _print_help(name: str, config: ConfigDict, compute: Callable[..., Any]) -> None:
+    """What the experiment asks, and its settings with their comments."""
+    print(sys.modules["__main__"].__doc__)
+    comments = _comments(compute)
+    for field, value in _fields(config):
+        comment = comments.get(field.split(".")[-1])
+        print(f"  --config.{field}={value!r}" + (f"  # {comment}" if comment else ""))
+    print(f"  --workdir=results/{name}\n  --distributed=False")
+
+
+def _define_flags(name: str, config: ConfigDict) -> tuple[flags.FlagHolder[str], flags.FlagHolder[bool]]:
+    """Defines the flags, --config, --workdir and --distributed; returns the last two."""
     try:
         config_flags.DEFINE_config_dict("config", config)  # reads the command line for config's fields at once
     except (AttributeError, KeyError) as error:
@@ -60,77 +94,104 @@ def main(
         _fail(f"config has no field {unknown!r}{hint}; its fields are {', '.join(known)}.")
     except (TypeError, ValueError) as error:
         _fail(error)
-    workdir = flags.DEFINE_string("workdir", f"results/{name}", "Folder for config.json, results.json and figure.png.")
-    distributed = flags.DEFINE_boolean("distributed", False, "Several processes share the work: jax.distributed.initialize().")
+    return (
+        flags.DEFINE_string("workdir", f"results/{name}", "Folder for config.json, results.json and figure.png."),
+        flags.DEFINE_boolean("distributed", False, "Several processes share the work: jax.distributed.initialize()."),
+    )
 
-    def parse(argv):
+
+def _parse(argv: list[str]) -> list[str]:
+    try:
+        return flags.FLAGS(argv)
+    except (flags.Error, ValueError, TypeError, KeyError) as error:
+        _fail(error)
+
+
+def _start_jax(distributed: bool) -> None:
+    """Settles on which devices JAX computes, and where it keeps what it compiles."""
+    settings: Any = jax.config
+    # One device a core, since XLA's threads share the work of one small operation badly: two devices train 1.4 to 2 times
+    # faster on two cores. Where there is an accelerator it is used instead.
+    settings.update("jax_num_cpu_devices", os.cpu_count() or 1)
+    if not settings.jax_compilation_cache_dir:
+        settings.update("jax_compilation_cache_dir", str(Path.home() / ".cache" / "superpos"))
+    if distributed:
         try:
-            return flags.FLAGS(argv)
-        except (flags.Error, ValueError, TypeError, KeyError) as error:
-            _fail(error)
-
-    def start(argv):
-        if len(argv) > 1:
-            _fail(f"unexpected argument {argv[1]!r}: settings are given as --config.<field>=<value>.")
-        # One device a core, since XLA's threads share the work of one small operation badly: two devices train 1.4 to 2 times
-        # faster on two cores. Where there is an accelerator it is used instead.
-        jax.config.update("jax_num_cpu_devices", os.cpu_count() or 1)
-        if not jax.config.jax_compilation_cache_dir:
-            jax.config.update("jax_compilation_cache_dir", str(Path.home() / ".cache" / "superpos"))
-        if distributed.value:
-            try:
-                jax.distributed.initialize()
-            except (ValueError, RuntimeError) as error:
-                _fail(f"--distributed found no cluster (Slurm, MPI, a TPU pod): {error}")
-        try:
-            jax.devices()
-        except (RuntimeError, AssertionError):  # the latter where JAX is installed without support for it
-            _fail(
-                f"JAX finds no device for JAX_PLATFORMS={jax.config.jax_platforms}: unset it to compute on what there is; "
-                "JAX for NVIDIA GPUs is installed by pip install 'jax[cuda12]'."
-            )
-        try:
-            config = flags.FLAGS.config
-            if not 0 <= config.seed < 2**32:
-                _fail(f"config.seed must be between 0 and {2**32 - 1}, got {config.seed}.")
-            _check(config)
-            inputs = {field: _fingerprints(config[field]) for field in files if config[field]}
-            keeps = jax.process_index() == 0
-            described = {**config.to_dict(), **({"sha256": inputs} if inputs else {})}
-            described.pop("chunk", None)  # how it is computed, not what: a run may go on with another
-            run = Run(workdir.value, name, described, keeps=keeps)
-            results = run.finished()
-            if not share(np.array(results is not None)):  # where only the first process finds them
-                results = compute(config, run)
-            elif keeps:
-                print(f"{run.path} holds this run's results already; name another --workdir to compute them anew.")
-            if not keeps:
-                return
-            draw(results, run)
-        except (ValueError, OSError, MemoryError) as error:
-            _fail(error)
-        except RuntimeError as error:  # JAX's and PyTorch's
-            if "out of memory" not in str(error).lower():
-                raise
-            sizes = [f"config.{field}" for field, _ in _fields(config) if field.split(".")[-1] in ("chunk", "batch_size")]
-            _fail(f"out of memory: lower {' or '.join(sizes) or 'the sizes in config'} ({str(error).splitlines()[0]})")
-        for table, rows in results.items():
-            if isinstance(rows, list):
-                print("" if table == "rows" else f"\n{table.replace('_', ' ')}")
-                print(tabulate([_readable(row) for row in rows], headers="keys", floatfmt=".3f"))
-        spent = ", ".join(f"{stage} {value:.0f} s" for stage, value in results["seconds"].items())
-        print(f"\n{spent}; results and figure in {run.path}/")
-
-    logging.set_verbosity(logging.WARNING)  # absl would print what JAX says of backends that it did not find
-    app.run(start, flags_parser=parse)
+            jax.distributed.initialize()
+        except (ValueError, RuntimeError) as error:
+            _fail(f"--distributed found no cluster (Slurm, MPI, a TPU pod): {error}")
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError):  # the latter where JAX is installed without support for it
+        _fail(
+            f"JAX finds no device for JAX_PLATFORMS={settings.jax_platforms}: unset it to compute on what there is; "
+            "JAX for NVIDIA GPUs is installed by pip install 'jax[cuda12]'."
+        )
 
 
-def _check(config):
+def _open(name: str, config: ConfigDict, files: Sequence[str], workdir: str) -> Run:
+    """The run of a configuration, if it is one."""
+    if not 0 <= config.seed < 2**32:
+        raise ValueError(f"config.seed must be between 0 and {2**32 - 1}, got {config.seed}.")
+    _check(config)
+    inputs = {field: _fingerprints(config[field]) for field in files if config[field]}
+    described = {**config.to_dict(), **({"sha256": inputs} if inputs else {})}
+    described.pop("chunk", None)  # how it is computed, not what: a run may go on with another
+    return Run(workdir, name, described, keeps=jax.process_index() == 0)
+
+
+def _results(run: Run, config: ConfigDict, compute: Callable[[ConfigDict, Run], dict[str, Any]]) -> Any:
+    """The results of a run, computed unless it is finished; None where it is and another process keeps them."""
+    results = run.finished()
+    if not broadcast(np.array(results is not None)):  # where only the first process finds them
+        return compute(config, run)
+    if run.keeps:
+        print(f"{run.path} holds this run's results already; name another --workdir to compute them anew.")
+    return results
+
+
+def _print(results: dict[str, Any], run: Run) -> None:
+    """The tables of results, how long they took, and where they are."""
+    for table, rows in results.items():
+        if isinstance(rows, list):
+            print("" if table == "rows" else f"\n{table.replace('_', ' ')}")
+            print(tabulate([_readable(row) for row in rows], headers="keys", floatfmt=".3f"))
+    spent = ", ".join(f"{stage} {value:.0f} s" for stage, value in results["seconds"].items())
+    print(f"\n{spent}; results and figure in {run.path}/")
+
+
+@contextlib.contextmanager
+def naming(config: ConfigDict, **fields: str) -> Iterator[None]:
+    """Errors that the library raises inside name the field of the configuration: "split must ..." config.train_fraction.
+
+    Args:
+        config: whose own fields are named as they are.
+        fields: what arguments of the library are called in the configuration.
+    """
+    try:
+        yield
+    except ValueError as error:
+        word = (re.match(r"\w+", str(error)) or [""])[0]
+        field = fields.get(word, word if word in config else None)
+        if field is None:
+            raise
+        raise ValueError(f"config.{field}{str(error)[len(word) :]}") from error
+
+
+def at_least(config: ConfigDict, least: Mapping[str, int]) -> None:
+    """Refuses fields, dotted where nested, that are below their least value."""
+    values = dict(_fields(config))
+    for field, number in least.items():
+        if values[field] < number:
+            raise ValueError(f"config.{field} must be at least {number}, got {values[field]}.")
+
+
+def _check(config: ConfigDict) -> None:
     """Refuses what no experiment takes, before anything is written."""
     for field, value in _fields(config):
         values = value if isinstance(value, tuple | list) else (value,)
-        numbers = [one for one in values if isinstance(one, int | float)]
-        if not all(math.isfinite(one) and one >= 0 for one in numbers):
+        numbers = [number for number in values if isinstance(number, int | float)]
+        if not all(math.isfinite(number) and number >= 0 for number in numbers):
             raise ValueError(f"config.{field} must be finite and at least 0, got {value}.")
         if numbers and len(numbers) < len(values):
             raise ValueError(f"config.{field} must hold numbers only, got {value}.")
@@ -138,17 +199,17 @@ def _check(config):
             raise ValueError(f"config.{field} has a value twice, got {value}.")
 
 
-def _fingerprints(paths):
+def _fingerprints(paths: str | Sequence[str]) -> str | list[str]:
     return data.fingerprint(paths) if isinstance(paths, str) else [data.fingerprint(path) for path in paths]
 
 
-def _comments(compute):
+def _comments(compute: Callable[..., Any]) -> dict[str, str]:
     """What the comments in `get_config` of the experiment say, by the last name of the field that stands before them."""
     source = inspect.getsource(sys.modules[compute.__module__].get_config)
     return dict(re.findall(r'^ *(?:config\.|")(\w+)"?(?: = |: ).*?  # (.*)$', source, re.MULTILINE))
 
 
-def _fields(config):
+def _fields(config: ConfigDict) -> Iterator[tuple[str, Any]]:
     """The name of each field, dotted where nested, and its value."""
     for name, value in config.items():
         if isinstance(value, ConfigDict):
@@ -157,13 +218,13 @@ def _fields(config):
             yield name, value
 
 
-def _readable(row):
+def _readable(row: dict[str, Any]) -> dict[str, Any]:
     return {
         name: " to ".join(f"{end:.3f}" for end in value) if isinstance(value, list) else value for name, value in row.items()
     }
 
 
-def _fail(error):
+def _fail(error: object) -> NoReturn:
     lines = str(error).strip().splitlines() or [repr(error)]
     print(f"error: {lines[0]}", file=sys.stderr)
     sys.exit(2)

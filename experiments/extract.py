@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 
 from experiments import command
 from superpos import data, plotting
+from superpos.images import Preprocessing
 from superpos.networks import io
 from superpos.results import Run
 
@@ -65,23 +66,23 @@ def compute(config: ConfigDict, run: Run) -> dict[str, Any]:
             raise ValueError(
                 f"config.preprocessing.{name} must be three numbers like 0.5,0.5,0.5, got {given[name]!r}."
             ) from None
-    settings["preprocessing"] = io.Preprocessing(**given)
+    settings["preprocessing"] = Preprocessing(**given)
     settings["device"] = settings["device"] or None
     if settings["position"].isdigit():
         settings["position"] = int(settings["position"])
 
     started = time.perf_counter()
     try:
-        found = io.extract(model, images, layers, run.path / "activations", **settings, on_start=run.claim)
+        arrays = io.extract(model, images, layers, run.path / "activations", **settings, on_start=run.claim)
     except ImportError as error:
         raise ValueError(str(error)) from error
     extracted = time.perf_counter()
     rows, spread = [], {}
-    for layer, array in found.items():
+    for layer, array in arrays.items():
         row, spread[layer] = describe(array)
         rows.append({"layer": layer, **row})
     seconds = {"extraction": extracted - started, "description": time.perf_counter() - extracted}
-    return run.finish(rows, seconds, spread=spread, n_images=len(found[layers[0]]))
+    return run.finish(rows, seconds, spread=spread, n_images=len(arrays[layers[0]]))
 
 
 def describe(array: np.ndarray | data.Store) -> tuple[dict[str, Any], dict[str, list[float]]]:
@@ -133,15 +134,15 @@ def draw(results: dict[str, Any], run: Run) -> None:
     """The figure: on how many directions a layer's variance lies, and how selective its channels are."""
     import matplotlib
 
-    spread = {layer: found for layer, found in results["spread"].items() if found["channels"]}
+    spread = {layer: curves for layer, curves in results["spread"].items() if curves["channels"]}
     figure, ((left, right),) = plotting.panels(1, 2, (9, 3.8))
     colours = matplotlib.colormaps["cividis"](np.linspace(0, 0.9, max(len(spread), 1)))
-    for (layer, found), colour in zip(spread.items(), colours, strict=False):
-        counts = np.arange(1, len(found["channels"]) + 1)
-        left.plot(counts, found["components"], color=colour, label=f" {layer}")  # matplotlib hides _names
-        left.plot(counts, found["channels"], color=colour, linestyle="--")
+    for (layer, curves), colour in zip(spread.items(), colours, strict=False):
+        counts = np.arange(1, len(curves["channels"]) + 1)
+        left.plot(counts, curves["components"], color=colour, label=f" {layer}")  # matplotlib hides _names
+        left.plot(counts, curves["channels"], color=colour, linestyle="--")
         # From the largest, so that the curve ends where no channel is as selective.
-        right.step(found["kurtosis"], 1 - (counts - 1) / len(counts), where="pre", color=colour)
+        right.step(curves["kurtosis"], 1 - (counts - 1) / len(counts), where="pre", color=colour)
     left.set_xscale("log")
     left.set_ylim(0, 1.02)
     left.set_xlabel("principal components (solid), channels (dashed), largest first")

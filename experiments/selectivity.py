@@ -25,8 +25,8 @@ import superpos as sp
 from experiments import align, command, network_alignment
 from superpos import data as readers
 from superpos import plotting
+from superpos.images import Images
 from superpos.networks import CNN, Classifier, ShapesAndTextures
-from superpos.networks.io import Images
 from superpos.results import Run
 
 KINDS = ("neuron", "sae", "random_sae")
@@ -303,7 +303,7 @@ def tabulate(labelled: Labelled, d_primes: dict[str, dict[str, np.ndarray]], thr
                 values = {
                     "best": np.mean(crossed),
                     "above": above.sum(axis=1).mean(),
-                    "effective": np.mean(sp.selectivity.effective_number(d)),
+                    "effective": np.mean(sp.selectivity.participation_ratio(d)),
                     "selective": selective.mean(),
                     "categories": above.sum(axis=0)[selective].mean() if selective.any() else math.nan,
                 }

@@ -22,6 +22,7 @@ What there is to compare:
 - `brain`: recordings, read from files or simulated.
 - `views`: ways to read a representation, such as an SAE and its controls.
 - `networks`: vision networks, and activations of PyTorch models; `from superpos import networks`, as Flax is slow to load.
+- `images`: images from folders, archives and arrays.
 - `data`: readers of activations, such as `data.Batches` for `fit_stream`.
 
 What is measured:
@@ -32,16 +33,20 @@ What is measured:
 - `sparse_coding`, `probe`: controls that know the truth, an oracle and a supervised read-out.
 - `selectivity`: what single units stand for.
 
-What it is made of: `alignment`, `training` and `sweeps` (where the functions above live), `transport` (exact matching),
-`linalg`, and for programs `results` (a run's folder) and `plotting`.
+What it is made of: `alignment`, `streaming`, `training` and `sweeps` (where the functions above live), `folds`, `checks` (of
+what callers pass), `transport` (exact matching), `linalg`, and for programs `results` (a run's folder) and `plotting`.
 """
 
 from superpos import (
+    activations,
     alignment,
     arrangements,
     brain,
+    comparison,
     evaluation,
     features,
+    folds,
+    images,
     linalg,
     metrics,
     moments,
@@ -51,6 +56,7 @@ from superpos import (
     selectivity,
     sparse_coding,
     stats,
+    streaming,
     sweeps,
     theory,
     toy,
@@ -58,23 +64,31 @@ from superpos import (
     transport,
     views,
 )
-from superpos.alignment import align, align_stream, assign_folds, reads, score
+from superpos.alignment import align, reads, score
+from superpos.comparison import compare
+from superpos.folds import assign_folds
+from superpos.streaming import align_stream
 from superpos.sweeps import sweep
 from superpos.training import fit, fit_stream
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "activations",
     "align",
     "align_stream",
     "alignment",
     "arrangements",
     "assign_folds",
     "brain",
+    "compare",
+    "comparison",
     "evaluation",
     "features",
     "fit",
     "fit_stream",
+    "folds",
+    "images",
     "linalg",
     "metrics",
     "moments",
@@ -86,6 +100,7 @@ __all__ = [
     "selectivity",
     "sparse_coding",
     "stats",
+    "streaming",
     "sweep",
     "sweeps",
     "theory",

@@ -22,6 +22,9 @@ def monosemantic(key: Key[Array, ""], n_features: int, n_units: int) -> Arrangem
 
     Raises:
         ValueError: a size that is not positive. The same holds for all families.
+
+    >>> int(jnp.sum(monosemantic(jax.random.key(0), 6, 4) != 0))
+    4
     """
     _check(n_features, n_units)
     feature_key, unit_key = jax.random.split(key)
@@ -31,13 +34,21 @@ def monosemantic(key: Key[Array, ""], n_features: int, n_units: int) -> Arrangem
 
 
 def gaussian(key: Key[Array, ""], n_features: int, n_units: int) -> Arrangement:
-    """A Gaussian frame: independent entries N(0, 1 / n_units), so that features have norm 1 on average."""
+    """A Gaussian frame: independent entries N(0, 1 / n_units), so that features have norm 1 on average.
+
+    >>> gaussian(jax.random.key(0), n_features=6, n_units=4).shape
+    (6, 4)
+    """
     _check(n_features, n_units)
     return jax.random.normal(key, (n_features, n_units)) / math.sqrt(n_units)
 
 
 def unit_norm(key: Key[Array, ""], n_features: int, n_units: int) -> Arrangement:
-    """Features drawn uniformly from the unit sphere."""
+    """Features drawn uniformly from the unit sphere.
+
+    >>> print(feature_norms(unit_norm(jax.random.key(0), 3, 2)).round(3))
+    [1. 1. 1.]
+    """
     return directions(gaussian(key, n_features, n_units))
 
 
@@ -48,6 +59,9 @@ def antipodal(key: Key[Array, ""], n_features: int, n_units: int) -> Arrangement
 
     Raises:
         ValueError: more than 2 n_units features.
+
+    >>> sorted(antipodal(jax.random.key(0), 4, 2).sum(axis=1).tolist())
+    [-1.0, -1.0, 1.0, 1.0]
     """
     _check(n_features, n_units)
     if n_features > 2 * n_units:
@@ -68,6 +82,10 @@ def harmonic(key: Key[Array, ""], n_features: int, n_units: int) -> Arrangement:
 
     Raises:
         ValueError: fewer features than units.
+
+    >>> frame = harmonic(jax.random.key(0), 6, 4)
+    >>> bool(jnp.allclose(frame.T @ frame, 6 / 4 * jnp.eye(4), atol=1e-5))  # tight
+    True
     """
     _check(n_features, n_units)
     if n_features < n_units:
@@ -95,6 +113,9 @@ def equiangular(key: Key[Array, ""], n_features: int, n_units: int) -> Arrangeme
 
     Raises:
         ValueError: none of these sizes.
+
+    >>> print(coherence(equiangular(jax.random.key(0), 6, 3)).round(3), round(welch_bound(6, 3), 3))
+    0.447 0.447
     """
     _check(n_features, n_units)
     q = n_features - 1
@@ -127,18 +148,26 @@ def block(
 
     Raises:
         ValueError: n_blocks does not divide both sizes.
+
+    >>> int(jnp.sum(block(jax.random.key(0), 6, 4, n_blocks=2) != 0))
+    12
     """
     _check(n_features, n_units)
     if n_blocks < 1 or n_features % n_blocks or n_units % n_blocks:
         raise ValueError(f"n_blocks must divide n_features = {n_features} and n_units = {n_units}, got {n_blocks}.")
     keys = jax.random.split(key, n_blocks + 2)
-    blocks = [family(one, n_features // n_blocks, n_units // n_blocks) for one in keys[2:]]
+    blocks = [family(block_key, n_features // n_blocks, n_units // n_blocks) for block_key in keys[2:]]
     rows = jax.scipy.linalg.block_diag(*blocks)
     return jax.random.permutation(keys[1], jax.random.permutation(keys[0], rows), axis=1)
 
 
 def orthogonal(key: Key[Array, ""], n_units: int) -> Float[Array, "units units"]:
-    """An orthogonal matrix, uniformly distributed (Haar)."""
+    """An orthogonal matrix, uniformly distributed (Haar).
+
+    >>> turn = orthogonal(jax.random.key(0), 3)
+    >>> bool(jnp.allclose(turn @ turn.T, jnp.eye(3), atol=1e-5))
+    True
+    """
     return jax.random.orthogonal(key, n_units)
 
 
@@ -147,6 +176,9 @@ def rotation(key: Key[Array, ""], n_units: int, fraction: ArrayLike = 1.0) -> Fl
 
     S has Gaussian entries, scaled so that the largest angle of expm(S) tends to π, as far as a geodesic stays a shortest path.
     `A @ rotation(key, n_units, t)` therefore is A for t = 0, and further from it the larger t. May be traced and vmapped in t.
+
+    >>> bool(jnp.allclose(rotation(jax.random.key(0), 3, fraction=0.0), jnp.eye(3)))
+    True
     """
     entries = jax.random.normal(key, (n_units, n_units))
     # Eigenvalues of (G - Gᵀ)/√2 fill a semicircle of radius 2 √n on the imaginary axis.
@@ -163,12 +195,20 @@ def rotation(key: Key[Array, ""], n_units: int, fraction: ArrayLike = 1.0) -> Fl
 
 
 def permute_units(key: Key[Array, ""], arrangement: Arrangement) -> Arrangement:
-    """The same units in a random order."""
+    """The same units in a random order.
+
+    >>> sorted(permute_units(jax.random.key(0), jnp.array([[1.0, 2.0, 3.0]]))[0].tolist())
+    [1.0, 2.0, 3.0]
+    """
     return jax.random.permutation(key, arrangement, axis=1)
 
 
 def scale_units(key: Key[Array, ""], arrangement: Arrangement, spread: ArrayLike = 1.0) -> Arrangement:
-    """The same units, each multiplied by a positive factor: exp of a normal variable with standard deviation `spread`."""
+    """The same units, each multiplied by a positive factor: exp of a normal variable with standard deviation `spread`.
+
+    >>> bool(jnp.all(scale_units(jax.random.key(0), jnp.array([[1.0, -2.0]])) * jnp.array([1, -1]) > 0))
+    True
+    """
     return arrangement * jnp.exp(spread * jax.random.normal(key, (arrangement.shape[1],)))
 
 
@@ -176,12 +216,21 @@ def scale_units(key: Key[Array, ""], arrangement: Arrangement, spread: ArrayLike
 
 
 def feature_norms(arrangement: Arrangement) -> Float[Array, " features"]:
-    """Length of each feature's direction: how much of it is represented."""
+    """Length of each feature's direction: how much of it is represented.
+
+    >>> feature_norms(jnp.array([[3.0, 4.0], [0.0, 0.0]])).tolist()
+    [5.0, 0.0]
+    """
     return jnp.linalg.norm(arrangement, axis=1)
 
 
 def directions(arrangement: Arrangement) -> Arrangement:
-    """Features scaled to length 1; those of no length stay 0."""
+    """Features scaled to length 1; those of no length stay 0.
+
+    >>> print(directions(jnp.array([[3.0, 4.0], [0.0, 0.0]])).round(3))
+    [[0.6 0.8]
+     [0.  0. ]]
+    """
     norms = feature_norms(arrangement)
     return arrangement / jnp.where(norms > 0, norms, 1)[:, None]
 
@@ -190,6 +239,9 @@ def dimensionality(arrangement: Arrangement) -> Float[Array, " features"]:
     """The share of a dimension that each feature has: |a_i|² / Σ_j (â_i · a_j)², 0 for features of no length.
 
     1: a dimension of its own; 1/2: an antipodal pair. Source: Elhage et al. 2022, "Toy models of superposition".
+
+    >>> dimensionality(jnp.array([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0]])).tolist()
+    [0.5, 0.5, 1.0]
     """
     squared = jnp.sum(arrangement**2, axis=1)
     crowd = jnp.sum(matmul(arrangement, arrangement.T) ** 2, axis=1)
@@ -200,6 +252,9 @@ def interference(arrangement: Arrangement) -> Float[Array, " features"]:
     """How much other features reach into each feature's direction: Σ_{j≠i} (â_i · a_j)², 0 for features of no length.
 
     Source: Elhage et al. 2022, "Toy models of superposition", superposition of a feature.
+
+    >>> interference(jnp.array([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0]])).tolist()
+    [1.0, 1.0, 0.0]
     """
     squared = jnp.sum(arrangement**2, axis=1)
     gram = matmul(arrangement, arrangement.T)
@@ -208,14 +263,22 @@ def interference(arrangement: Arrangement) -> Float[Array, " features"]:
 
 
 def coherence(arrangement: Arrangement) -> Float[Array, ""]:
-    """Mutual coherence: the largest |cosine| between two features. At least `welch_bound`; features of no length count as 0."""
+    """Mutual coherence: the largest |cosine| between two features. At least `welch_bound`; features of no length count as 0.
+
+    >>> float(coherence(jnp.array([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0]])))
+    1.0
+    """
     rows = directions(arrangement)
     cosines = jnp.abs(matmul(rows, rows.T))
     return jnp.max(jnp.where(jnp.eye(len(cosines), dtype=bool), 0, cosines), initial=0)
 
 
 def welch_bound(n_features: int, n_units: int) -> float:
-    """The least coherence that so many features can have in so many units: √((n - m) / (m (n - 1))). Source: Welch 1974."""
+    """The least coherence that so many features can have in so many units: √((n - m) / (m (n - 1))). Source: Welch 1974.
+
+    >>> welch_bound(n_features=4, n_units=3)  # the simplex
+    0.3333333333333333
+    """
     _check(n_features, n_units)
     return math.sqrt(max(0, n_features - n_units) / (n_units * max(1, n_features - 1)))
 
@@ -228,6 +291,9 @@ def restricted_isometry(key: Key[Array, ""], arrangement: Arrangement, sparsity:
 
     Raises:
         ValueError: sparsity is not in 1..n_features, or no draw.
+
+    >>> print(restricted_isometry(jax.random.key(0), jnp.eye(4), sparsity=2, n_draws=5).round(3))
+    0.0
     """
     n_features = arrangement.shape[0]
     if n_draws < 1:
@@ -236,7 +302,7 @@ def restricted_isometry(key: Key[Array, ""], arrangement: Arrangement, sparsity:
         raise ValueError(f"sparsity must be between 1 and n_features = {n_features}, got {sparsity}.")
     features = directions(arrangement)
 
-    def draw(key):
+    def draw(key: Array) -> Array:
         rows = features[jax.random.choice(key, n_features, (sparsity,), replace=False)]
         return matmul(rows, rows.T)
 
@@ -248,19 +314,25 @@ def polysemanticity(arrangement: Arrangement) -> Float[Array, " units"]:
     """The effective number of features in each unit, (Σ_i a_i²)² / Σ_i a_i⁴: 1 where monosemantic, 0 where silent.
 
     The participation ratio of squared weights.
+
+    >>> polysemanticity(jnp.array([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0]])).tolist()
+    [2.0, 1.0]
     """
     squared = arrangement**2
     total, fourth = jnp.sum(squared, axis=0), jnp.sum(squared**2, axis=0)
     return jnp.where(fourth > 0, total**2 / jnp.where(fourth > 0, fourth, 1), 0)
 
 
-def overlap(a: Arrangement, b: Arrangement) -> Float[Array, " features"]:
-    """How much both models represent each feature: the product of its norms; it counts as shared from 1 on.
+def norm_products(a: Arrangement, b: Arrangement) -> Float[Array, " features"]:
+    """How much two models both represent each feature: the product of its norms. From 1 on the paper calls it shared.
 
     Source: Longon, Klindt & Khosla, arXiv 2510.03186, toy models.
 
     Raises:
         ValueError: arrangements of different numbers of features.
+
+    >>> norm_products(jnp.eye(2), jnp.array([[3.0, 4.0], [0.0, 0.5]])).tolist()
+    [5.0, 0.5]
     """
     _same_features(a, b)
     return feature_norms(a) * feature_norms(b)
@@ -282,6 +354,10 @@ def semi_match(a: Arrangement, b: Arrangement, shared: Bool[Array, " features"] 
 
     Raises:
         ValueError: arrangements, or a mask, of different numbers of features.
+
+    >>> a = gaussian(jax.random.key(0), 6, 4)
+    >>> print(semi_match(a, 2 * a[:, ::-1]).round(3))
+    1.0
     """
     _same_features(a, b)
     if shared is not None and (jnp.shape(shared) != (len(a),) or not jnp.issubdtype(jnp.result_type(shared), jnp.bool_)):
@@ -291,7 +367,7 @@ def semi_match(a: Arrangement, b: Arrangement, shared: Bool[Array, " features"] 
     shared = jnp.ones(a.shape[0], bool) if shared is None else shared
     n_shared = jnp.sum(shared)
 
-    def standardise(weights):
+    def standardise(weights: Array) -> tuple[Array, Array]:
         inside = jnp.where(shared[:, None], weights, jnp.nan)
         live = (n_shared >= 3) & (jnp.nanmax(inside, axis=0) > jnp.nanmin(inside, axis=0))
         centred = jnp.where(shared[:, None], weights - jnp.nanmean(inside, axis=0), 0)
@@ -303,11 +379,11 @@ def semi_match(a: Arrangement, b: Arrangement, shared: Bool[Array, " features"] 
     return jnp.sum(jnp.where(scored, best, 0)) / jnp.sum(scored)  # 0 / 0 is NaN
 
 
-def _same_features(a, b):
+def _same_features(a: Arrangement, b: Arrangement) -> None:
     if jnp.ndim(a) != 2 or jnp.ndim(b) != 2 or len(a) != len(b):
         raise ValueError(f"a and b must be (n_features, n_units) of the same features, got {jnp.shape(a)} and {jnp.shape(b)}.")
 
 
-def _check(n_features, n_units):
+def _check(n_features: int, n_units: int) -> None:
     if n_features < 1 or n_units < 1:
         raise ValueError(f"n_features and n_units must be at least 1, got {n_features} and {n_units}.")

@@ -14,12 +14,21 @@ import numpy as np
 from jaxtyping import Float, Int
 from numpy.typing import DTypeLike
 
+from superpos.results import read_json
+
 
 class Store:
     """A Zarr array, version 2 or 3, that stays on disk: `store[a:b]` reads a part as a NumPy array, `np.asarray(store)` all.
 
     Raises:
         ValueError: the folder is no Zarr array.
+
+    >>> import tempfile, tensorstore
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     spec = {"driver": "zarr3", "kvstore": {"driver": "file", "path": folder}}
+    ...     _ = tensorstore.open(spec, create=True, dtype="float32", shape=[3, 2]).result()
+    ...     Store(folder)[1:].shape
+    (2, 2)
     """
 
     def __init__(self, folder: str | os.PathLike):
@@ -58,6 +67,12 @@ def load(path: str) -> np.ndarray | Store:
     Raises:
         FileNotFoundError: no such file.
         ValueError: the file is not an array of real numbers, or has no such key.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     np.savez(f"{folder}/layers.npz", conv=np.zeros((3, 2)), head=np.zeros((3, 5)))
+    ...     load(f"{folder}/layers.npz:head").shape
+    (3, 5)
     """
     file, key = _split(path)
     if file.is_dir():
@@ -82,7 +97,15 @@ def load(path: str) -> np.ndarray | Store:
 
 
 def fingerprint(path: str) -> str:
-    """SHA-256 of the file or folder behind a path that `load` takes, read in blocks; empty where there is none."""
+    """SHA-256 of the file or folder behind a path that `load` takes, read in blocks; empty where there is none.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     for name in ("a", "b"):
+    ...         np.save(f"{folder}/{name}.npy", np.zeros((3, 2)))
+    ...     fingerprint(f"{folder}/a.npy") == fingerprint(f"{folder}/b.npy")
+    True
+    """
     file, _ = _split(path)
     if not file.is_dir():
         return _sha256(file) if file.is_file() else ""
@@ -90,22 +113,46 @@ def fingerprint(path: str) -> str:
     return hashlib.sha256("".join(f"{part.relative_to(file)} {_sha256(part)}\n" for part in parts).encode()).hexdigest()
 
 
-def _sha256(file):
+def _sha256(file: Path) -> str:
     with file.open("rb") as content:
         return hashlib.file_digest(content, "sha256").hexdigest()
 
 
-def _real(array, name):
+def _real(array: Any, name: str) -> Any:
     """The array, if it holds real numbers."""
     if array.dtype.kind not in "fiub" and array.dtype.name != "bfloat16":  # which is not one of NumPy's own
         raise ValueError(f"{name} must hold real numbers, got an array of {array.dtype}.")
     return array
 
 
-def _split(path):
+def _split(path: str) -> tuple[Path, str]:
     """The file and the key, empty where there is none, of a path that `load` takes."""
     name, archive, key = path.partition(".npz:")
     return Path(name + archive.rstrip(":")), key
+
+
+def manifest(path: str | os.PathLike) -> dict[str, Any] | None:
+    """What `networks.io.extract` wrote beside an array, and as "array" what it wrote of this one; None for other files.
+
+    Raises:
+        ValueError: rows that are not as many as the images that are named, or images whose hashes are not told.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     np.save(f"{folder}/layer3.npy", np.zeros((2, 8)))
+    ...     manifest(f"{folder}/layer3.npy") is None
+    True
+    """
+    file = Path(path).parent / "manifest.json"
+    told = read_json(file) if file.is_file() else {}
+    own = [array for array in told.get("arrays", {}).values() if array["file"] == Path(path).name]
+    if not own:
+        return None
+    if len(told["images"]) != (n := load(str(path)).shape[0]):
+        raise ValueError(f"{path} has {n} rows, but {file} names {len(told['images'])} images.")
+    if "image_sha256" not in told:
+        raise ValueError(f"{file} is of an earlier version, without the hashes of the images: extract anew.")
+    return {**told, "array": own[0]}
 
 
 def flatten(
@@ -123,6 +170,10 @@ def flatten(
 
     Raises:
         ValueError: fewer than two axes, or names that do not fit.
+
+    >>> activations, groups = flatten(np.zeros((2, 3, 4)))  # two images, three positions, four units
+    >>> activations.shape, groups.tolist()
+    ((6, 4), [0, 0, 0, 1, 1, 1])
     """
     if array.ndim < 2:
         raise ValueError(f"activations must have at least two axes, samples and units, got shape {array.shape}.")
@@ -159,6 +210,11 @@ class Rows:
     Raises:
         ValueError: not an array of real numbers with two or more axes.
         FileNotFoundError: a path that is not there.
+
+    >>> part = np.empty((2, 2))
+    >>> Rows(np.arange(6.0).reshape(3, 2), "mine").read(1, 3, part)
+    >>> part.tolist()
+    [[2.0, 3.0], [4.0, 5.0]]
     """
 
     def __init__(self, source: Any, name: str):
@@ -272,7 +328,7 @@ class Batches:
             raise ValueError(f"start must be at least 0, got {start}.")
         return self._serve(*divmod(start * self.batch_size, self.n_rows))
 
-    def _serve(self, epoch, skip):
+    def _serve(self, epoch: int, skip: int) -> Iterator[np.ndarray]:
         """Batches from row `skip` of an epoch on."""
         buffer = np.empty((self._buffer_size, self.n_units), self.dtype)
         batch, filled = np.empty((self.batch_size, self.n_units), self.dtype), 0
@@ -296,14 +352,14 @@ class Batches:
                         yield batch
                         batch, filled = np.empty_like(batch), 0
 
-    def _read(self, blocks, buffer):
+    def _read(self, blocks: np.ndarray, buffer: np.ndarray) -> None:
         at = 0
         for source, first, end in blocks.tolist():
             self._sources[source].read(first, end, buffer[at : at + end - first])
             at += end - first
 
 
-def _let_go(array):
+def _let_go(array: Any) -> None:
     """Pages of a memory map that were read count as this process's memory until it says that it needs them no more."""
     mapped = getattr(array, "_mmap", None)
     # Of a copy-on-write map this would undo the user's changes; not every system has it.

@@ -35,7 +35,7 @@ class SparseFeatures:
     n_features: int = dataclasses.field(metadata={"static": True})
     probability: ArrayLike = 0.1
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.n_features < 1:
             raise ValueError(f"n_features must be at least 1, got {self.n_features}.")
         if isinstance(self.probability, (int, float)) and not 0 <= self.probability <= 1:  # traced ones can't be checked
@@ -71,6 +71,10 @@ class GroupedFeatures:
 
     Raises:
         ValueError: a size that is not positive, or a probability outside 0 to 1 (exclusive: to 1 / size).
+
+    >>> active = GroupedFeatures(n_groups=4, size=2).sample(jax.random.key(0), 100) > 0
+    >>> bool(jnp.all(active[:, 0] == active[:, 1]))
+    True
     """
 
     n_groups: int = dataclasses.field(metadata={"static": True})
@@ -78,7 +82,7 @@ class GroupedFeatures:
     exclusive: bool = dataclasses.field(default=False, metadata={"static": True})
     probability: ArrayLike = 0.1
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.n_groups < 1 or self.size < 1:
             raise ValueError(f"n_groups and size must be at least 1, got {self.n_groups} and {self.size}.")
         most = 1 / self.size if self.exclusive else 1
@@ -128,13 +132,16 @@ class AnchoredFeatures:
 
     Raises:
         ValueError: correlations that are no list of numbers from -1 to 1, or a probability outside 0 to 1.
+
+    >>> print(AnchoredFeatures(jnp.array([0.5, -0.1]), exact=True).activity_correlation.round(3))
+    [ 0.5 -0.1]
     """
 
     correlations: ArrayLike
     probability: ArrayLike = 0.1
     exact: bool = dataclasses.field(default=False, metadata={"static": True})
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if isinstance(self.correlations, list | tuple | np.ndarray):  # traced ones can't be checked
             values = np.asarray(self.correlations, float)
             if values.ndim < 1 or not (np.abs(values) <= 1).all():
@@ -202,6 +209,10 @@ class HierarchicalFeatures:
 
     Raises:
         ValueError: a size that is not positive, or a probability outside 0 to 1.
+
+    >>> active = HierarchicalFeatures(n_parents=1, n_children=2).sample(jax.random.key(0), 100) > 0
+    >>> bool(jnp.all(active[:, 1:] <= active[:, :1]))  # no child without its parent
+    True
     """
 
     n_parents: int = dataclasses.field(metadata={"static": True})
@@ -209,7 +220,7 @@ class HierarchicalFeatures:
     probability: ArrayLike = 0.2
     child_probability: ArrayLike = 0.5
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.n_parents < 1 or self.n_children < 1:
             raise ValueError(f"n_parents and n_children must be at least 1, got {self.n_parents} and {self.n_children}.")
         for name in ("probability", "child_probability"):
@@ -245,6 +256,9 @@ def covariance(features: Any) -> Float[Array, "features features"]:
     """The exact covariance of a distribution of features: active ones are independent and uniform on (0, 1).
 
     E[z_i z_j] = P(both active) / 4 and E[z_i²] = P(active) / 3. `features` is any class of this module.
+
+    >>> print(jnp.diagonal(covariance(SparseFeatures(2, probability=0.1))).round(4))
+    [0.0308 0.0308]
     """
     joint = features.joint
     p = jnp.diagonal(joint)
@@ -255,19 +269,26 @@ def power_law(n_features: int, exponent: ArrayLike = 2.0) -> Float[Array, " feat
     """Importance of each feature, x_i ** -exponent with x_i = 1 + 2 i / n_features: `(n_features,)`.
 
     Source: Longon, Klindt & Khosla, arXiv 2510.03186, toy models.
+
+    >>> print(power_law(4).round(3))
+    [1.    0.444 0.25  0.16 ]
     """
     return (1 + 2 * jnp.arange(n_features) / n_features) ** -jnp.asarray(exponent)
 
 
 def geometric(n_features: int, ratio: ArrayLike = 0.9) -> Float[Array, " features"]:
-    """Importance of each feature, ratio ** i: `(n_features,)`. Source: Elhage et al. 2022, "Toy models of superposition"."""
+    """Importance of each feature, ratio ** i: `(n_features,)`. Source: Elhage et al. 2022, "Toy models of superposition".
+
+    >>> geometric(3, ratio=0.5).tolist()
+    [1.0, 0.5, 0.25]
+    """
     return jnp.asarray(ratio) ** jnp.arange(n_features)
 
 
-def _values(key, active):
+def _values(key: Array, active: Array) -> Array:
     """Uniform on (0, 1) where active."""
     return jnp.where(active, jax.random.uniform(key, active.shape), 0.0)
 
 
-def _with_diagonal(matrix, diagonal):
+def _with_diagonal(matrix: Array, diagonal: Array) -> Array:
     return jnp.where(jnp.eye(len(diagonal), dtype=bool), diagonal, matrix)

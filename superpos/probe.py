@@ -34,7 +34,7 @@ class Probe:
     n_features: int = dataclasses.field(metadata={"static": True})
     width: int = dataclasses.field(default=256, metadata={"static": True})
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("n_inputs", "n_features", "width"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")

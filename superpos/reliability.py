@@ -16,6 +16,9 @@ def spearman_brown(r: ArrayLike, factor: ArrayLike = 2.0) -> Array:
     """Reliability of a measurement `factor` times as long as those that correlate with `r`: factor r / (1 + (factor - 1) r).
 
     Source: Spearman 1910; Brown 1910.
+
+    >>> print(spearman_brown(0.5).round(3))
+    0.667
     """
     r, factor = jnp.asarray(r), jnp.asarray(factor)
     return factor * r / (1 + (factor - 1) * r)
@@ -39,6 +42,10 @@ def split_half(responses: ArrayLike, key: Key[Array, ""] | None = None, n_splits
 
     Raises:
         ValueError: not three axes, infinity, fewer than two repeats in all, or a sample with fewer than two repeats of a unit.
+
+    >>> signal = jax.random.normal(jax.random.key(0), (50, 2))
+    >>> print(split_half(np.stack([signal, signal]), n_splits=5).round(3))  # without noise
+    [1. 1.]
     """
     positive_integer("n_splits", n_splits)
     if not isinstance(responses, jax.core.Tracer):
@@ -54,7 +61,7 @@ def split_half(responses: ArrayLike, key: Key[Array, ""] | None = None, n_splits
 
 
 @functools.partial(jax.jit, static_argnames="n_splits")
-def _split_half(responses, key, n_splits):
+def _split_half(responses: Array, key: Array, n_splits: int) -> Array:
     there = ~jnp.isnan(responses)
     values = jnp.where(there, responses, 0)
     values = values - jnp.sum(values, axis=(0, 1)) / jnp.sum(there, axis=(0, 1))  # digits, not the result, depend on it
@@ -62,7 +69,7 @@ def _split_half(responses, key, n_splits):
     repeats = jnp.sum(there, axis=0)
     half = repeats // 2
 
-    def correlation(key):
+    def correlation(key: Array) -> Array:
         drawn = jnp.where(there, jax.random.uniform(key, responses.shape), jnp.inf)
         rank = jnp.argsort(jnp.argsort(drawn, axis=0), axis=0)
         a = jnp.sum(jnp.where(rank < half, values, 0), axis=0) / half
@@ -75,8 +82,10 @@ def _split_half(responses, key, n_splits):
     return spearman_brown(r, jnp.mean(1 / half, axis=0) / jnp.mean(1 / repeats, axis=0))
 
 
-def correct(score: Score, reliability: ArrayLike, minimum: float = 0.1) -> Score:
-    """A score whose unit correlations are divided by the noise ceiling of the target units: r / √reliability.
+def disattenuate(score: Score, reliability: ArrayLike, minimum: float = 0.1) -> Score:
+    """A score corrected for attenuation: unit correlations are divided by the target units' noise ceiling, r / √reliability.
+
+    Source: Spearman 1904, "The proof and measurement of association between two things", with a source that is free of noise.
 
     Args:
         score: of a metric whose units are correlations: matching or regression.
@@ -89,6 +98,10 @@ def correct(score: Score, reliability: ArrayLike, minimum: float = 0.1) -> Score
 
     Raises:
         ValueError: a score without units, a reliability of another shape, or a minimum that is not positive.
+
+    >>> score = Score(jnp.array(0.5), jnp.array([0.5]), jnp.array([[0.5, 0.5]]), {})
+    >>> disattenuate(score, jnp.array([1.0, 0.25])).units.tolist()
+    [[0.5, 1.0]]
     """
     if score.units is None:
         raise ValueError("score must have a value for each target unit, got one without units.")

@@ -341,3 +341,15 @@ def _finite(content, instead=lambda value: None):
     if isinstance(content, list | tuple):
         return [_finite(value, instead) for value in content]
     return instead(content) if isinstance(content, float) and not math.isfinite(content) else content
+
+
+def did_you_mean(name: Any, known: Iterable[str]) -> str:
+    """The names that are near to a slip, as the end of a sentence; nothing where there are none.
+
+    >>> did_you_mean("ridg", ("ridge", "cka"))
+    ' (near it: ridge)'
+    """
+    import difflib
+
+    near = difflib.get_close_matches(str(name), list(known))
+    return f" (near it: {', '.join(near)})" if near else ""

@@ -1,8 +1,8 @@
 """What units stand for: how well each tells a category, how many of them share one, and which samples drive a unit most.
 
 Neurons and latents are units alike. With d′ of all units at hand, `d > 1` summed over units counts those that a category uses,
-summed over categories those that a unit responds to; `effective_number` does the same without a threshold. Such counts depend
-on how many units there are and how many are active at once: compare latents with those of untrained SAEs.
+summed over categories those that a unit responds to; `participation_ratio` does the same without a threshold. Such counts
+depend on how many units there are and how many are active at once: compare latents with those of untrained SAEs.
 """
 
 import functools
@@ -64,7 +64,7 @@ def d_prime(
 
 
 @functools.partial(jax.jit, static_argnames="n_categories")
-def _d_prime(units, labels, n_categories):
+def _d_prime(units: Array, labels: Array, n_categories: int) -> Array:
     spread = jnp.max(units, axis=0) - jnp.min(units, axis=0)
     constant = spread == 0  # False for NaN
     x = units / jnp.where(constant, 1, spread)  # squares stay in range
@@ -74,17 +74,17 @@ def _d_prime(units, labels, n_categories):
     means = matmul(belongs, x) / jnp.maximum(counts, 1)[:, None]
     scatter = matmul(belongs, (x - means[labels]) ** 2)  # about each category's own mean, so that nothing cancels
 
-    def one(category):
+    def of_category(category: Array) -> Array:
         others = jnp.arange(n_categories) != category
         rest = jnp.where(others, counts, 0)
         n_in, n_out = counts[category], jnp.sum(rest)
         mean_out = matmul(rest, means) / n_out
         scatter_out = matmul(others.astype(x.dtype), scatter) + matmul(rest, (means - mean_out) ** 2)
         variance = (scatter[category] / (n_in - 1) + scatter_out / (n_out - 1)) / 2
-        found = (means[category] - mean_out) / jnp.sqrt(variance)
-        return jnp.where((n_in > 1) & (n_out > 1), jnp.where(constant, 0, found), jnp.nan)
+        d = (means[category] - mean_out) / jnp.sqrt(variance)
+        return jnp.where((n_in > 1) & (n_out > 1), jnp.where(constant, 0, d), jnp.nan)
 
-    return lax.map(one, jnp.arange(n_categories))
+    return lax.map(of_category, jnp.arange(n_categories))
 
 
 def most_selective(
@@ -116,7 +116,7 @@ def most_selective(
     return units, jnp.take_along_axis(measure, units[:, None], axis=1)[:, 0]
 
 
-def effective_number(d: Float[Array, "..."], axis: int = -1) -> Float[Array, "..."]:
+def participation_ratio(d: Float[Array, "..."], axis: int = -1) -> Float[Array, "..."]:
     """How many units a category is spread over (axis -1), or how many categories a unit responds to (axis 0).
 
     The participation ratio (Σ w)² / Σ w² of w = max(d′, 0)²: 1 where one unit has it all, n where n have equal shares. Squares,
@@ -132,7 +132,7 @@ def effective_number(d: Float[Array, "..."], axis: int = -1) -> Float[Array, "..
     Returns:
         The shape of `d` without the axis; 0 where no d′ is positive.
 
-    >>> effective_number(jnp.array([[2.0, 2.0, -1.0], [0.0, 3.0, 0.0]])).tolist()
+    >>> participation_ratio(jnp.array([[2.0, 2.0, -1.0], [0.0, 3.0, 0.0]])).tolist()
     [2.0, 1.0]
     """
     weights = jnp.clip(d, 0, 1e6) ** 2
@@ -173,8 +173,8 @@ def top(units: Float[Array, "samples units"], n: int, groups: ArrayLike | None =
 
 
 @functools.partial(jax.jit, static_argnames="n")
-def _top(units, n, groups):
-    def step(left, _):
+def _top(units: Array, n: int, groups: Array) -> Array:
+    def step(left: Array, _: None) -> tuple[Array, Array]:
         best = jnp.argmax(left, axis=0)
         some = jnp.max(left, axis=0) > -jnp.inf
         return jnp.where(groups[:, None] == groups[best], -jnp.inf, left), jnp.where(some, best, -1)

@@ -19,7 +19,9 @@ from superpos import alignment
 from superpos import metrics as metrics_lib
 from superpos import moments as moments_lib
 from superpos.alignment import Metrics
-from superpos.metrics import Score
+from superpos.checks import as_array, floating, is_concrete
+from superpos.folds import deal
+from superpos.metrics import Metric, Score
 from superpos.metrics.base import positive_integer
 from superpos.moments import Moments
 
@@ -50,8 +52,10 @@ def over_pairs(scores: Float[np.ndarray, "seeds seeds"], *, symmetric: bool = Fa
     interval = None
     if n_seeds > 2:
         seeds = np.arange(n_seeds)
-        without = [used & (seeds[:, None] != left_out) & (seeds != left_out) for left_out in seeds]
-        interval = _jackknife_interval(pairs.mean(), [scores[kept].mean() for kept in without])
+        kept = [used & (seeds[:, None] != left_out) & (seeds != left_out) for left_out in seeds]
+        replicates = np.array([scores[some].mean() for some in kept])
+        error = np.sqrt((n_seeds - 1) * np.mean((replicates - replicates.mean()) ** 2))
+        interval = _students_interval(pairs.mean(), error, n_seeds - 1)
     return {
         "mean": pairs.mean(),
         "std": pairs.std(ddof=1) if len(pairs) > 1 else 0.0,
@@ -67,17 +71,16 @@ def over_seeds(values: Float[np.ndarray, " seeds"]) -> dict[str, Any]:
     Raises:
         ValueError: no value, or more than one axis.
     """
+    from scipy.stats import sem
+
     values = np.asarray(values, np.float64)
     if values.ndim != 1 or values.size == 0:
         raise ValueError(f"values must be a list of at least one value, got shape {values.shape}.")
     n_seeds = len(values)
-    interval = None
-    if n_seeds > 2:
-        interval = _jackknife_interval(values.mean(), [np.delete(values, seed).mean() for seed in range(n_seeds)])
     return {
         "mean": values.mean(),
         "std": values.std(ddof=1) if n_seeds > 1 else 0.0,
-        "ci95": interval,
+        "ci95": _students_interval(values.mean(), sem(values), n_seeds - 1) if n_seeds > 2 else None,
         "n_seeds": n_seeds,
     }
 
@@ -113,14 +116,16 @@ class Jackknife(NamedTuple):
 
     Attributes:
         mean: scalar, the score.
-        without: `(n_folds, n_blocks)`, the score where one block of one fold's held-out samples is left out, the fitted maps
+        replicates: `(n_folds, n_blocks)`, the score where one block of one fold's held-out samples is left out, the fitted maps
             fixed.
         units: `(n_folds, n_target)`, score of each target unit, all samples in, as in `sp.metrics.Score`.
+        folds: `(n_folds,)`, score of each fold, likewise.
     """
 
     mean: Float[Array, ""]
-    without: Float[Array, "folds blocks"]
+    replicates: Float[Array, "folds blocks"]
     units: Float[Array, "folds target"] | None = None
+    folds: Float[Array, " folds"] | None = None
 
 
 def jackknife(
@@ -132,6 +137,7 @@ def jackknife(
     key: Key[Array, ""] | None = None,
     groups: ArrayLike | None = None,
     n_blocks: int = 10,
+    weights: ArrayLike | None = None,
 ) -> dict[str, Jackknife]:
     """Scores, and what they are without each of some blocks of held-out samples: for `over_samples` and `paired`.
 
@@ -142,32 +148,66 @@ def jackknife(
         source, target, metrics, folds, n_folds, key, groups: as in `sp.align`. The groups of a fold stay together in its
             blocks.
         n_blocks: blocks in each fold, at least 2; static.
+        weights: `(n_target,)`, not negative: how much each target unit counts in the score and in every replicate, which are
+            then weighted means over live units; by default all count alike. Fixed, whatever samples are left out. Metrics
+            without a score for each unit ignore them.
 
     Raises:
-        ValueError: as `sp.align`; fewer than 2 blocks, or fewer groups in a fold than blocks.
+        ValueError: as `sp.align`; fewer than 2 blocks, or fewer groups in a fold than blocks; weights of another shape, that
+            are negative or not finite, or all 0.
+
+    >>> x = jax.random.normal(jax.random.key(0), (60, 3))
+    >>> scores = jackknife(x, x + 1, metrics="semi_match", folds=2, n_blocks=3)
+    >>> scores["semi_match"].replicates.shape
+    (2, 3)
     """
     resolved = metrics_lib.resolve(metrics)
     x, y, ids, n_folds, largest = alignment.check(source, target, folds, n_folds, key, groups)
     positive_integer("n_blocks", n_blocks, least=2)
-    blocks = alignment.deal(ids, n_folds, n_blocks, jax.random.key(0) if key is None else key, groups)
-    return _jackknife(x, y, ids, blocks, resolved, n_folds, largest, n_blocks)
+    if weights is not None:
+        weights = _checked_weights(weights, y.shape[1])
+    blocks = deal(ids, n_folds, n_blocks, jax.random.key(0) if key is None else key, groups)
+    return _jackknife(x, y, ids, blocks, weights, resolved, n_folds, largest, n_blocks)
+
+
+def _checked_weights(weights: ArrayLike, n_target: int) -> Array:
+    """The weights of the target units, if they are that."""
+    array = as_array(weights)
+    if array.shape != (n_target,) or not (jnp.issubdtype(array.dtype, jnp.number) or array.dtype == bool):
+        raise ValueError(f"weights must be numbers ({n_target},), one a target unit, got {array.dtype} {array.shape}.")
+    if is_concrete(array) and not (np.isfinite(array).all() and (array >= 0).all() and array.any()):
+        raise ValueError("weights must be finite, not negative and not all 0.")
+    return jnp.asarray(array, floating(array.dtype))
 
 
 @functools.partial(jax.jit, static_argnames=("metrics", "n_folds", "largest_fold", "n_blocks"))
-def _jackknife(x, y, ids, blocks, metrics, n_folds, largest_fold, n_blocks):
-    own = np.kron(np.eye(n_folds, dtype=bool), np.ones(n_blocks, bool))  # (folds, parts)
+def _jackknife(
+    x: Array,
+    y: Array,
+    ids: Array,
+    blocks: Array,
+    weights: Array | None,
+    metrics: tuple[Metric, ...],
+    n_folds: int,
+    largest_fold: int,
+    n_blocks: int,
+) -> dict[str, Jackknife]:
+    own: Any = np.kron(np.eye(n_folds, dtype=bool), np.ones(n_blocks, bool))  # (folds, parts)
     block = jnp.arange(n_folds * n_blocks) % n_blocks
     results = {}
     gathered = alignment.gather(x, y, ids, metrics, n_folds, largest_fold, blocks, n_blocks)
-    for metric, found in zip(metrics, gathered, strict=True):
-        evidence = found.evidence
+    for metric, reading in zip(metrics, gathered, strict=True):
+        evidence = reading.evidence
         whole = moments_lib.pool(evidence, own) if isinstance(evidence, Moments) else evidence
-        fitted = found._replace(evidence=whole).fit(metric)
+        fitted = reading._replace(evidence=whole).fit(metric)
         if metric.second_pass:
-            evidence = whole = found.samples
-        score = metric.evaluate(fitted, whole)
+            evidence = whole = reading.samples
 
-        def without(left_out, metric=metric, evidence=evidence, whole=whole, fitted=fitted):
+        def score(evidence: Any, metric: Metric = metric, fitted: Any = fitted) -> Score:
+            unweighted = metric.evaluate(fitted, evidence)
+            return unweighted if weights is None else metric.weigh(unweighted, weights)
+
+        def replicate(left_out: Array, evidence: Any = evidence, whole: Any = whole, score: Any = score) -> Array:
             if isinstance(evidence, Moments):
                 rest = moments_lib.pool(evidence, own & (block != left_out))
                 live = {  # units stay live or masked as they are in the whole
@@ -177,10 +217,11 @@ def _jackknife(x, y, ids, blocks, metrics, n_folds, largest_fold, n_blocks):
                 rest = dataclasses.replace(rest, **live)
             else:
                 rest = dataclasses.replace(evidence, fold_ids=jnp.where(blocks == left_out, -1, ids))
-            return metric.evaluate(fitted, rest).folds
+            return score(rest).folds
 
-        changed = lax.map(without, jnp.arange(n_blocks))  # (blocks, folds)
-        results[metric.name] = Jackknife(score.mean, score.mean + (changed - score.folds).T / n_folds, score.units)
+        full = score(whole)
+        changed = lax.map(replicate, jnp.arange(n_blocks))  # (blocks, folds)
+        results[metric.name] = Jackknife(full.mean, full.mean + (changed - full.folds).T / n_folds, full.units, full.folds)
     return results
 
 
@@ -196,7 +237,7 @@ def over_samples(jackknifed: Jackknife) -> dict[str, Any]:
     Returns:
         `mean`, `standard_error`, `ci95` (two numbers, None where the score is not defined), `n_blocks` in all.
     """
-    return _over_blocks(jackknifed.mean, jackknifed.without)
+    return _over_blocks(jackknifed.mean, jackknifed.replicates)
 
 
 def paired(a: Jackknife, b: Jackknife) -> dict[str, Any]:
@@ -214,34 +255,33 @@ def paired(a: Jackknife, b: Jackknife) -> dict[str, Any]:
     """
     from scipy.stats import t
 
-    if a.without.shape != b.without.shape:
-        raise ValueError(f"a and b must have the same folds and blocks, got {a.without.shape} and {b.without.shape}.")
-    summary = _over_blocks(a.mean - b.mean, a.without - b.without)
-    n_folds, n_blocks = a.without.shape
+    if a.replicates.shape != b.replicates.shape:
+        raise ValueError(f"a and b must have the same folds and blocks, got {a.replicates.shape} and {b.replicates.shape}.")
+    summary = _over_blocks(a.mean - b.mean, a.replicates - b.replicates)
+    n_folds, n_blocks = a.replicates.shape
     difference, error = abs(summary["mean"]), summary["standard_error"]
     ratio = 0.0 if difference == 0 == error else np.divide(difference, error)  # NaN stays NaN
     return {**summary, "p_value": float(2 * t.sf(ratio, n_folds * (n_blocks - 1)))}
 
 
-def _over_blocks(estimate, without):
-    from scipy.stats import t
-
-    without = np.asarray(without, np.float64)
-    n_folds, n_blocks = without.shape
-    spread = np.sum((without - without.mean(axis=1, keepdims=True)) ** 2)
+def _over_blocks(estimate: Array, replicates: Any) -> dict[str, Any]:
+    """The summary of `over_samples`, from a score and what it is without each block."""
+    replicates = np.asarray(replicates, np.float64)
+    n_folds, n_blocks = replicates.shape
+    spread = np.sum((replicates - replicates.mean(axis=1, keepdims=True)) ** 2)
     error = float(np.sqrt((n_blocks - 1) / n_blocks * spread))
-    half, estimate = float(t.ppf(0.975, n_folds * (n_blocks - 1))) * error, float(estimate)
-    interval = [estimate - half, estimate + half] if np.isfinite([half, estimate]).all() else None
-    return {"mean": estimate, "standard_error": error, "ci95": interval, "n_blocks": n_folds * n_blocks}
+    interval = _students_interval(float(estimate), error, n_folds * (n_blocks - 1))
+    return {"mean": float(estimate), "standard_error": error, "ci95": interval, "n_blocks": n_folds * n_blocks}
 
 
-class Chance(NamedTuple):
+class PermutationTest(NamedTuple):
     """The score of one metric beside its permutation null.
 
     Attributes:
         score: scalar, samples paired as they are.
         null: `(n_permutations,)`, scores with the target's samples in random order.
-        p_value: scalar, share of the null, itself counted, that is at least as aligned as the score; NaN where the score is.
+        p_value: scalar, fraction of the null, and of the score itself, that is at least as aligned as the score; NaN where that
+            is.
     """
 
     score: Float[Array, ""]
@@ -249,7 +289,7 @@ class Chance(NamedTuple):
     p_value: Float[Array, ""]
 
 
-def chance(
+def permutation_test(
     source: ArrayLike,
     target: ArrayLike,
     metrics: Metrics = alignment.DEFAULT,
@@ -258,7 +298,7 @@ def chance(
     key: Key[Array, ""] | None = None,
     groups: ArrayLike | None = None,
     n_permutations: int = 100,
-) -> dict[str, Chance]:
+) -> dict[str, PermutationTest]:
     """The chance level of each metric for the samples and numbers of units at hand: a permutation null.
 
     Both sides keep what they are, masked units too; only which sample of one belongs to which of the other is lost. Whole
@@ -276,9 +316,9 @@ def chance(
     n_samples = x.shape[0]
     positive_integer("n_permutations", n_permutations)
     if isinstance(groups, jax.core.Tracer):
-        raise ValueError("groups is traced, which chance does not take: pass a concrete array.")
+        raise ValueError("groups is traced, which permutation_test does not take: pass a concrete array.")
     if not isinstance(ids, jax.core.Tracer) and (np.asarray(ids) < 0).any():
-        raise ValueError("folds leaves samples out with -1, which chance does not take: drop them beforehand.")
+        raise ValueError("folds leaves samples out with -1, which permutation_test does not take: drop them beforehand.")
     by_group = jnp.arange(n_samples)[:, None]
     if groups is not None:
         _, index, counts = np.unique(np.asarray(groups), return_inverse=True, return_counts=True)
@@ -286,18 +326,28 @@ def chance(
             raise ValueError(f"groups must have equally many samples to change places, got {counts.min()} to {counts.max()}.")
         by_group = jnp.asarray(np.argsort(index, kind="stable").reshape(len(counts), -1))
     key = jax.random.key(0) if key is None else key
-    return _chance(x, y, ids, by_group, key, resolved, n_folds, largest, n_permutations)
+    return _permutation_test(x, y, ids, by_group, key, resolved, n_folds, largest, n_permutations)
 
 
 @functools.partial(jax.jit, static_argnames=("metrics", "n_folds", "largest_fold", "n_permutations"))
-def _chance(x, y, ids, by_group, key, metrics, n_folds, largest_fold, n_permutations):
+def _permutation_test(
+    x: Array,
+    y: Array,
+    ids: Array,
+    by_group: Array,
+    key: Key[Array, ""],
+    metrics: tuple[Metric, ...],
+    n_folds: int,
+    largest_fold: int,
+    n_permutations: int,
+) -> dict[str, PermutationTest]:
     masks = alignment.live_units(x, ids, n_folds), alignment.live_units(y, ids, n_folds)
 
-    def scores(target):
+    def scores(target: Array) -> dict[str, Array]:
         gathered = alignment.gather(x, target, ids, metrics, n_folds, largest_fold, masks=masks)
-        return {metric.name: found.score(metric).mean for metric, found in zip(metrics, gathered, strict=True)}
+        return {metric.name: reading.score(metric).mean for metric, reading in zip(metrics, gathered, strict=True)}
 
-    def shuffled(key):
+    def shuffled(key: Key[Array, ""]) -> dict[str, Array]:
         moved = jax.random.permutation(key, by_group)
         return scores(y[jnp.zeros(len(y), jnp.int32).at[by_group.ravel()].set(moved.ravel())])
 
@@ -308,18 +358,13 @@ def _chance(x, y, ids, by_group, key, metrics, n_folds, largest_fold, n_permutat
         sign = -1 if metric.distance else 1
         as_aligned = jnp.sum(~(sign * null[metric.name] < sign * observed[metric.name]))  # an undefined one counts as aligned
         p_value = jnp.where(jnp.isnan(observed[metric.name]), jnp.nan, (1 + as_aligned) / (1 + n_permutations))
-        results[metric.name] = Chance(observed[metric.name], null[metric.name], p_value)
+        results[metric.name] = PermutationTest(observed[metric.name], null[metric.name], p_value)
     return results
 
 
-def _jackknife_interval(estimate, without):
-    """Delete-one jackknife interval of 95 % from the estimates with one seed left out."""
+def _students_interval(estimate: float, error: float, degrees: int) -> list[float] | None:
+    """Interval of 95 % by Student's t, None where it is not defined; of no width where there is no error."""
     from scipy.stats import t
 
-    without = np.asarray(without)
-    n_seeds = len(without)
-    error = np.sqrt((n_seeds - 1) * np.mean((without - without.mean()) ** 2))
-    half = t.ppf(0.975, n_seeds - 1) * error
-    if not np.isfinite(half):
-        return None
-    return [float(estimate - half), float(estimate + half)]
+    half = t.ppf(0.975, degrees) * error
+    return [float(estimate - half), float(estimate + half)] if np.isfinite([half, estimate]).all() else None

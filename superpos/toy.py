@@ -34,7 +34,7 @@ class ToyModel:
     n_hidden: int = dataclasses.field(metadata={"static": True})
     importance: ArrayLike = 1.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.n_features < 1 or self.n_hidden < 1:
             raise ValueError(f"n_features and n_hidden must be at least 1, got {self.n_features} and {self.n_hidden}.")
 

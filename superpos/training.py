@@ -183,12 +183,13 @@ def fit_stream(
         state, done = jax.device_put(wrap(found[0]), whole), int(found[2])
         history = {name: np.array(values) for name, values in found[1].items()}
         stream = iter(batches(done)) if callable(batches) else itertools.islice(stream, done - 1, None)
-    running: collections.deque = collections.deque()  # numbers and records of steps that the devices may not have finished
+    running: collections.deque = collections.deque()  # numbers and records of steps that are not in the history yet
 
     def settle(n_running=0):
-        while len(running) > n_running:
-            i, record = running.popleft()
-            for name, value in jax.device_get(record).items():
+        done = [running.popleft() for _ in range(len(running) - n_running)]
+        # All at once: a transfer a step would cost an accelerator more than many a step.
+        for (i, _), record in zip(done, jax.device_get([record for _, record in done]), strict=True):
+            for name, value in record.items():
                 history[name][i] = value
 
     def save(done):
@@ -207,14 +208,20 @@ def fit_stream(
                 if run is not None and i > done:
                     save(i)
                 raise
-            settle(1)  # JAX would run ahead and pile up batches
+            if len(running) > 1:
+                jax.block_until_ready(running[-2][1])  # JAX would run ahead and pile up batches
             state, record = advance(state, loss_key, jax.device_put(batch, split), np.int32(i))
             running.append((i, record))
+            if len(running) > _FETCHED:
+                settle(1)
             bar.update()
             if run is not None and ((i + 1) % save_every == 0 or i + 1 == steps):
                 save(i + 1)
         settle()
     return state[0], history
+
+
+_FETCHED = 100  # steps whose records `fit_stream` fetches at once
 
 
 def _draw(stream, number, steps, like=None):

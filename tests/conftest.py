@@ -44,6 +44,22 @@ def fold_ids():
     return ids
 
 
+@pytest.fixture(scope="session")
+def image_folder(tmp_path_factory):
+    """Ten images of 12 x 12, in two folders, with names that sort otherwise than they were written."""
+    from PIL import Image
+
+    path = tmp_path_factory.mktemp("images")
+    (path / "inner").mkdir()
+    rng = np.random.default_rng(0)
+    for i in reversed(range(10)):
+        pixels = rng.integers(0, 256, (12, 12, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(path / ("inner" if i % 3 == 0 else ".") / f"{i}.png")
+    (path / "notes.txt").write_text("no image")
+    (path / ".hidden.png").write_text("no image")
+    return path
+
+
 @pytest.fixture
 def key():
     return jax.random.key(0)

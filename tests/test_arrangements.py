@@ -91,9 +91,9 @@ def test_isometry_constant_is_a_lower_bound_and_exact_for_all_of_the_features():
     np.testing.assert_allclose(bounds[1], arrangements.coherence(a), rtol=1e-4)  # δ_2 is the coherence; 15 pairs, 50 draws
 
 
-def test_overlap_is_the_product_of_norms():
+def test_norm_products():
     a, b = arrangements.gaussian(KEY, 5, 3), arrangements.unit_norm(KEY, 5, 3)
-    np.testing.assert_allclose(arrangements.overlap(a, b), np.linalg.norm(a, axis=1), rtol=1e-5)
+    np.testing.assert_allclose(arrangements.norm_products(a, b), np.linalg.norm(a, axis=1), rtol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import pytest
 
 pytest.importorskip("himalaya", reason="pip install -e '.[benchmark]'")
 
-from experiments import benchmark
+from experiments.benchmark import suites as benchmark
 from superpos.results import Run
 
 
@@ -46,7 +46,7 @@ def test_models_are_trained_alike_by_all_sides(tmp_path, monkeypatch):
     pytest.importorskip("torch", reason="pip install -e '.[benchmark]'")
     config = small()
     config.suite = "training"
-    monkeypatch.setattr("experiments.benchmark_training._compilation", list)  # half a minute
+    monkeypatch.setattr("experiments.benchmark.training._compilation", list)  # half a minute
     config.training.update({"n_hidden": (8,), "n_seeds": 3, "most_seeds": 2, "steps": 14, "batch_size": 128, "matmul": 64})
     config.training.update({"large_sae": (12, 600, 4), "large_batch": 128, "large_steps": 8})
     run = Run(tmp_path / "run", "benchmark", config.to_dict())
@@ -71,7 +71,7 @@ def test_models_are_trained_alike_by_all_sides(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ({"suite": "all"}, "out of metrics, ridge, training"),
+        ({"suite": "all"}, "out of metrics, ridge, training, accelerator"),
         ({"repeats": 0}, "repeats"),
         ({"outer_folds": 4}, "outer_folds"),
     ],

@@ -9,7 +9,7 @@ from test_experiments import run_commands
 
 import superpos as sp
 from experiments import brain_alignment, network_alignment
-from superpos.networks.io import Images
+from superpos.images import Images
 
 DATA = Path(__file__).resolve().parents[2] / "shared/data"
 

@@ -389,3 +389,39 @@ def test_bad_arrays(tmp_path):
     (tmp_path / "text.mat").write_text("text")
     with pytest.raises(ValueError, match=r"text\.mat is not a MATLAB file"):
         brain.load_array(f"{tmp_path}/text.mat")
+
+
+# By name
+
+
+def test_a_recording_by_the_name_of_its_layout(tmp_path):
+    np.save(tmp_path / "a.npy", RNG.random((6, 4)))
+    np.save(tmp_path / "sessions.npy", np.arange(6) // 3)
+    recording = brain.load("array", tmp_path / "a.npy", sessions=tmp_path / "sessions.npy")
+    np.testing.assert_array_equal(recording.responses, np.load(tmp_path / "a.npy"))
+    assert recording.sessions.tolist() == [0, 0, 0, 1, 1, 1]
+    assert {name: brain.options(name) for name in brain.RECORDINGS} == {
+        "v4": ("session",),
+        "nsd": ("subject", "images"),
+        "algonauts": ("subject",),
+        "brainscore": ("time_bin", "images", "stimulus_set"),
+        "array": ("axes", "stimuli", "units", "sessions", "images"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("v1", {}, "name must be one of v4, nsd, algonauts, brainscore, array, got 'v1'"),
+        ("v4", {"session": 1, "subject": 2}, "subject is no option of a recording v4, which takes session"),
+        ("nsd", {"images": "coco"}, "subject must be given for a recording nsd"),
+    ],
+)
+def test_refuses_options_that_a_layout_does_not_take(name, options, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        brain.load(name, tmp_path, **options)
+
+
+def test_a_time_bin_is_a_number(assembly, tmp_path):
+    with pytest.raises(ValueError, match="time_bin must be a whole number, got '1'"):
+        brain.load("brainscore", save(assembly, tmp_path / "a.nc"), time_bin="1")

@@ -232,8 +232,6 @@ def test_the_vit_without_positions_permutes_with_its_patches(images):
         (lambda: networks.ShapesAndTextures(textures="plain"), "textures takes a tuple"),
         (lambda: networks.ShapesAndTextures(shapes=("disc",), textures=("plain",)), "at least two classes"),
         (lambda: networks.ShapesAndTextures(noise=-1.0), "noise must be at least 0, got -1"),
-        (lambda: networks.LabelledImages(np.ones((2, 4, 4, 3)), np.array([0]), ("a",)), r"labels must be \(2,\)"),
-        (lambda: networks.LabelledImages(np.ones((2, 4, 4, 3)), np.array([0, 1]), ("a",)), "labels must be 0 to 0, got 0 to 1"),
         (lambda: start(networks.ViT(2), (30, 32, 3)), "patch must divide .* 30 and 32, got 8"),
         (lambda: start(networks.ViT(2, width=9, heads=2)), "heads must divide the width, 9, got 2"),
     ],

@@ -2,136 +2,19 @@ import importlib.util
 import json
 import subprocess
 import sys
-import warnings
 import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+from test_images import zipped
 
 from superpos import data
+from superpos.images import Images, Preprocessing
 from superpos.networks import io
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 N = 10
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """Ten images of 12 x 12, in two folders, with names that sort otherwise than they were written."""
-    from PIL import Image
-
-    path = tmp_path_factory.mktemp("images")
-    (path / "inner").mkdir()
-    rng = np.random.default_rng(0)
-    for i in reversed(range(N)):
-        pixels = rng.integers(0, 256, (12, 12, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(path / ("inner" if i % 3 == 0 else ".") / f"{i}.png")
-    (path / "notes.txt").write_text("no image")
-    (path / ".hidden.png").write_text("no image")
-    return path
-
-
-def zipped(folder, path):
-    with zipfile.ZipFile(path, "w") as archive:
-        for file in folder.rglob("*"):
-            if file.is_file():
-                archive.write(file, file.relative_to(folder))
-    return path
-
-
-def test_names_are_sorted_and_alike_in_a_folder_and_a_zip(folder, tmp_path):
-    images = io.Images(folder)
-    assert images.names == [*(f"{i}.png" for i in (1, 2, 4, 5, 7, 8)), *(f"inner/{i}.png" for i in (0, 3, 6, 9))]
-    other = io.Images(zipped(folder, tmp_path / "images.zip"))
-    assert other.names == images.names
-    for i in range(N):
-        np.testing.assert_array_equal(images[i], other[i])
-
-
-def test_images_of_a_folder_are_a_task(folder, key):
-    from PIL import Image
-
-    task = io.read_images(folder, 12)
-    assert (task.classes, task.n_classes) == ((".", "inner"), 2)
-    np.testing.assert_array_equal(task.labels, [0] * 6 + [1] * 4)
-    for i, name in enumerate(io.Images(folder).names):
-        np.testing.assert_array_equal(task.images[i], np.asarray(Image.open(folder / name)))
-    images, labels = task.sample(key, 200)
-    assert (images.shape, images.dtype.name) == ((200, 12, 12, 3), "float32")
-    flat, drawn = task.images.reshape(N, -1), np.round(255 * np.asarray(images)).reshape(200, -1)
-    number = np.argmax((drawn[:, None] == flat).all(axis=-1), axis=1)
-    np.testing.assert_array_equal(drawn, flat[number])
-    np.testing.assert_array_equal(labels, task.labels[number])
-    assert len(set(number)) == N
-    assert io.read_images(folder, 5).images.shape == (N, 5, 5, 3)
-
-
-def test_bad_images(tmp_path):
-    from PIL import Image
-
-    for name in ("empty", "some"):
-        (tmp_path / name).mkdir()
-    zipped(tmp_path / "empty", tmp_path / "empty.zip")
-    (tmp_path / "text.zip").write_text("text")
-    for name, message in {
-        "empty": "at least one image .*empty has none",
-        "empty.zip": "at least one image .*empty.zip has none",
-        "text.zip": "a folder or a zip, but .*text.zip is neither",
-    }.items():
-        with pytest.raises(ValueError, match=message):
-            io.Images(tmp_path / name)
-    with pytest.raises(FileNotFoundError, match="missing is not there"):
-        io.Images(tmp_path / "missing")
-    with zipfile.ZipFile(tmp_path / "twice.zip", "w") as archive, warnings.catch_warnings(action="ignore"):
-        archive.writestr("a.png", b"")
-        archive.writestr("a.png", b"")
-    with pytest.raises(ValueError, match=r"different names, but .* holds a\.png twice"):
-        io.Images(tmp_path / "twice.zip")
-
-    Image.new("RGB", (64, 64), "red").save(tmp_path / "some" / "torn.jpg")
-    torn = (tmp_path / "some" / "torn.jpg").read_bytes()
-    (tmp_path / "some" / "torn.jpg").write_bytes(torn[: len(torn) // 2])
-    (tmp_path / "some" / "text.jpg").write_text("text")
-    Image.fromarray(np.full((4, 4), 40_000, np.uint16)).save(tmp_path / "some" / "deep.png")
-    for path in (tmp_path / "some", zipped(tmp_path / "some", tmp_path / "some.zip")):
-        images = io.Images(path)
-        with pytest.raises(ValueError, match=r"Image deep.png in .* must have 8 bits a channel"):
-            images[0]
-        for i, name in ((1, "text"), (2, "torn")):
-            with pytest.raises(ValueError, match=rf"Image {name}.jpg in .* cannot be read"):
-                images[i]
-
-
-def test_preprocessing():
-    from PIL import Image
-
-    halves = np.zeros((10, 30, 3), np.uint8)
-    halves[:, 15:] = (255, 128, 0)
-    image = Image.fromarray(halves)
-    plain = io.Preprocessing(size=10, mean=(0, 0, 0), std=(1, 1, 1))
-    values = plain(image)
-    assert (values.shape, values.dtype) == ((3, 10, 10), np.float32)
-    np.testing.assert_allclose(values, halves[:, 10:20].transpose(2, 0, 1) / 255, rtol=1e-6)  # the middle, at its own size
-    normalised = io.Preprocessing(size=10)(image)
-    for channel, mean, std in zip(range(3), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), strict=True):
-        np.testing.assert_allclose(normalised[channel] * std + mean, values[channel], atol=1e-6)
-    squeezed = io.Preprocessing(size=10, crop=False, interpolation="box", mean=(0, 0, 0), std=(1, 1, 1))(image)
-    np.testing.assert_allclose(squeezed, halves[:, 1::3].transpose(2, 0, 1) / 255, rtol=1e-6)  # 15 divides by 3
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"size": 0}, "size must be at least 1, got 0"),
-        ({"interpolation": "cubic"}, "interpolation must be one of nearest, .*, got 'cubic'"),
-        ({"mean": (0.5, 0.5)}, "mean must be three finite numbers"),
-        ({"std": (0.5, 0.5, 0)}, "std must be three positive numbers"),
-    ],
-)
-def test_bad_preprocessing(settings, message):
-    with pytest.raises(ValueError, match=message):
-        io.Preprocessing(**settings)
 
 
 def test_importing_loads_no_torch():
@@ -139,7 +22,7 @@ def test_importing_loads_no_torch():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-SMALL = io.Preprocessing(size=12)
+SMALL = Preprocessing(size=12)
 
 
 @pytest.fixture(scope="module")
@@ -183,9 +66,9 @@ def net(torch):
 
 
 @pytest.fixture(scope="module")
-def direct(net, folder, torch):
+def direct(net, image_folder, torch):
     """The same layers' outputs, computed by hand from all images at once, as `(images, positions, channels)`."""
-    images = io.Images(folder)
+    images = Images(image_folder)
     x = torch.from_numpy(np.stack([SMALL(images[i]) for i in range(N)]))
     with torch.no_grad():
         normed = net.stem[1](net.stem[0](x))
@@ -203,9 +86,9 @@ def direct(net, folder, torch):
 LAYERS = ("stem.1", "tokens", "line", "head")
 
 
-def extract(net, folder, workdir, **settings):
+def extract(net, image_folder, workdir, **settings):
     settings = {"layers": LAYERS, "preprocessing": SMALL, "batch_size": 4, "dtype": "float32", "progress": False, **settings}
-    return io.extract(net, folder, workdir=workdir, device="cpu", **settings)
+    return io.extract(net, image_folder, workdir=workdir, device="cpu", **settings)
 
 
 def manifest(workdir):
@@ -213,7 +96,7 @@ def manifest(workdir):
 
 
 @pytest.mark.parametrize("format", ["npy", "zarr"])
-def test_positions_are_those_of_a_direct_forward_pass(net, folder, direct, tmp_path, format):
+def test_positions_are_those_of_a_direct_forward_pass(net, image_folder, direct, tmp_path, format):
     grids = {"stem.1": direct["stem.1"], "tokens": direct["tokens"][:, 1:], "line": direct["line"]}  # tokens: 1 + 3 x 3
     wanted = {
         "all": grids,
@@ -222,15 +105,15 @@ def test_positions_are_those_of_a_direct_forward_pass(net, folder, direct, tmp_p
         "class": {"tokens": direct["tokens"][:, 0]},
     }
     for position, values in wanted.items():
-        found = extract(net, folder, tmp_path / position, position=position, format=format, layers=[*values, "head"])
+        found = extract(net, image_folder, tmp_path / position, position=position, format=format, layers=[*values, "head"])
         assert list(found) == [*values, "head"]
         for layer, array in found.items():
             np.testing.assert_allclose(array, values.get(layer, direct["head"]), atol=1e-6)
             np.testing.assert_array_equal(data.load(str(tmp_path / position / f"{layer}.{format}")), array)
 
 
-def test_sampled_positions_are_the_same_patches_in_every_layer_and_network(net, folder, direct, tmp_path, torch):
-    found = extract(net, folder, tmp_path / "a", position=4)
+def test_sampled_positions_are_the_same_patches_in_every_layer_and_network(net, image_folder, direct, tmp_path, torch):
+    found = extract(net, image_folder, tmp_path / "a", position=4)
     assert [found[layer].shape for layer in LAYERS] == [(N, 4, 5), (N, 4, 5), (N, 4, 4), (N, 2)]
     for layer, grid, values in (("stem.1", "6x6", direct["stem.1"]), ("tokens", "3x3", direct["tokens"][:, 1:])):
         positions = np.load(tmp_path / "a" / f"positions_{grid}.npy")
@@ -239,16 +122,16 @@ def test_sampled_positions_are_the_same_patches_in_every_layer_and_network(net, 
         assert (np.diff(positions, axis=1) > 0).all()
         assert len(np.unique(positions, axis=0)) > 1
     other = torch.nn.Sequential(torch.nn.Conv2d(3, 7, 1, stride=2), torch.nn.Conv2d(7, 7, 3, stride=2, padding=1))
-    extract(other, folder, tmp_path / "b", position=4, layers=["1", "0"])
-    extract(other, folder, tmp_path / "c", position=4, layers=["0"], seed=1)
+    extract(other, image_folder, tmp_path / "b", position=4, layers=["1", "0"])
+    extract(other, image_folder, tmp_path / "c", position=4, layers=["0"], seed=1)
     for grid in ("6x6", "3x3"):
         a, b = (np.load(tmp_path / name / f"positions_{grid}.npy") for name in "ab")
         np.testing.assert_array_equal(a, b)
     assert not np.array_equal(np.load(tmp_path / "a" / "positions_6x6.npy"), np.load(tmp_path / "c" / "positions_6x6.npy"))
 
 
-def test_manifest_says_what_was_computed(net, folder, direct, tmp_path):
-    arrays = extract(net, folder, tmp_path / "a", dtype="float16")
+def test_manifest_says_what_was_computed(net, image_folder, direct, tmp_path):
+    arrays = extract(net, image_folder, tmp_path / "a", dtype="float16")
     for layer, array in arrays.items():
         assert array.dtype == np.float16
         values = direct[layer][:, 1:] if layer == "tokens" else direct[layer]
@@ -256,7 +139,7 @@ def test_manifest_says_what_was_computed(net, folder, direct, tmp_path):
     found = manifest(tmp_path / "a")
     assert found["model"].endswith("Net")
     assert found["layers"] == list(LAYERS)
-    assert found["images"] == io.Images(folder).names
+    assert found["images"] == Images(image_folder).names
     assert found["preprocessing"]["size"] == 12
     assert found["environment"]["torch"]
     assert found["arrays"]["tokens"] == {
@@ -269,43 +152,43 @@ def test_manifest_says_what_was_computed(net, folder, direct, tmp_path):
 
 
 @pytest.mark.parametrize("format", ["npy", "zarr"])
-def test_a_killed_extraction_goes_on_where_it_was(net, folder, tmp_path, format):
+def test_a_killed_extraction_goes_on_where_it_was(net, image_folder, tmp_path, format):
     settings = {"position": "all", "format": format}
-    whole = extract(net, folder, tmp_path / "whole", **settings)
+    whole = extract(net, image_folder, tmp_path / "whole", **settings)
     net.n_images, net.dies_after = 0, 2 + 4  # two zeros to see the shapes, and one batch
     with pytest.raises(KeyboardInterrupt):
-        extract(net, folder, tmp_path / "killed", **settings)
+        extract(net, image_folder, tmp_path / "killed", **settings)
     net.n_images, net.dies_after = 0, None
-    again = extract(net, folder, tmp_path / "killed", batch_size=5, **settings)
+    again = extract(net, image_folder, tmp_path / "killed", batch_size=5, **settings)
     assert net.n_images == 2 + (N - 4)
     for layer in LAYERS:
         np.testing.assert_allclose(again[layer], whole[layer], atol=1e-6)
     net.n_images = 0
-    extract(net, folder, tmp_path / "killed", **settings)
+    extract(net, image_folder, tmp_path / "killed", **settings)
     assert net.n_images == 2  # all is there
 
 
-def test_another_configuration_is_refused(net, folder, tmp_path, torch):
-    extract(net, folder, tmp_path / "a")
+def test_another_configuration_is_refused(net, image_folder, tmp_path, torch):
+    extract(net, image_folder, tmp_path / "a")
     before = (tmp_path / "a" / "head.npy").read_bytes()
     with pytest.raises(ValueError, match=r"another configuration \(position\)"):
-        extract(net, folder, tmp_path / "a", position="center")
-    extract(net, zipped(folder, tmp_path / "images.zip"), tmp_path / "a")  # the same images
+        extract(net, image_folder, tmp_path / "a", position="center")
+    extract(net, zipped(image_folder, tmp_path / "images.zip"), tmp_path / "a")  # the same images
     with zipfile.ZipFile(tmp_path / "images.zip", "a") as archive:
-        archive.write(folder / "1.png", "z.png")
+        archive.write(image_folder / "1.png", "z.png")
     with pytest.raises(ValueError, match=r"another configuration \(images_sha256\)"):
         extract(net, tmp_path / "images.zip", tmp_path / "a")
     kept = net.state_dict()["head.bias"].clone()
     with torch.no_grad():
         net.head.bias += 1
     with pytest.raises(ValueError, match=r"another configuration \(weights_sha256\)"):
-        extract(net, folder, tmp_path / "a")
+        extract(net, image_folder, tmp_path / "a")
     with torch.no_grad():
         net.head.bias.copy_(kept)
     assert (tmp_path / "a" / "head.npy").read_bytes() == before
 
 
-def test_weights_of_a_file_and_a_model_by_name(net, folder, tmp_path, torch, monkeypatch):
+def test_weights_of_a_file_and_a_model_by_name(net, image_folder, tmp_path, torch, monkeypatch):
     from safetensors.torch import save_file
 
     (tmp_path / "nets.py").write_text("import torch\n\ndef net():\n    return torch.nn.Sequential(torch.nn.Conv2d(3, 2, 1))\n")
@@ -314,9 +197,9 @@ def test_weights_of_a_file_and_a_model_by_name(net, folder, tmp_path, torch, mon
     weights = torch.nn.Sequential(torch.nn.Conv2d(3, 2, 1))
     torch.save(weights.state_dict(), tmp_path / "w.pth")
     save_file(weights.state_dict(), tmp_path / "w.safetensors")
-    wanted = extract(weights, folder, tmp_path / "a", layers=["0"])["0"]
+    wanted = extract(weights, image_folder, tmp_path / "a", layers=["0"])["0"]
     for name in ("w.pth", "w.safetensors"):
-        found = extract("nets:net", folder, tmp_path / f"of_{name}", layers=["0"], weights=str(tmp_path / name))["0"]
+        found = extract("nets:net", image_folder, tmp_path / f"of_{name}", layers=["0"], weights=str(tmp_path / name))["0"]
         np.testing.assert_array_equal(found, wanted)
         assert manifest(tmp_path / f"of_{name}")["weights_sha256"] == manifest(tmp_path / "a")["weights_sha256"]
     for name, error, message in (
@@ -325,7 +208,7 @@ def test_weights_of_a_file_and_a_model_by_name(net, folder, tmp_path, torch, mon
         ("random", ValueError, "weights can be random for models of torchvision and timm only"),
     ):
         with pytest.raises(error, match=message):
-            extract("nets:net", folder, tmp_path / "b", layers=["0"], weights=name)
+            extract("nets:net", image_folder, tmp_path / "b", layers=["0"], weights=name)
     for name, error, message in (
         ("nets:nett", ValueError, "nets has no 'nett'; near names are net"),
         ("nets", ValueError, "model must be torchvision:NAME, timm:NAME, MODULE:CALLABLE or a torch.nn.Module, got 'nets'"),
@@ -333,7 +216,7 @@ def test_weights_of_a_file_and_a_model_by_name(net, folder, tmp_path, torch, mon
         ("no_such_package:net", ImportError, "no module 'no_such_package' to import; if it is a package: pip install"),
     ):
         with pytest.raises(error, match=message):
-            extract(name, folder, tmp_path / "b", layers=["0"])
+            extract(name, image_folder, tmp_path / "b", layers=["0"])
     assert not (tmp_path / "b").exists()
 
 
@@ -354,22 +237,22 @@ def test_weights_of_a_file_and_a_model_by_name(net, folder, tmp_path, torch, mon
         ({"format": "csv"}, "format must be npy or zarr, got 'csv'"),
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
         ({"seed": -1}, "seed must be at least 0, got -1"),
-        ({"preprocessing": io.Preprocessing(size=1)}, r"model does not run on images of shape \(3, 1, 1\) on cpu: "),
+        ({"preprocessing": Preprocessing(size=1)}, r"model does not run on images of shape \(3, 1, 1\) on cpu: "),
     ],
 )
-def test_bad_settings(net, folder, tmp_path, settings, message):
+def test_bad_settings(net, image_folder, tmp_path, settings, message):
     with pytest.raises(ValueError, match=message):
-        extract(net, folder, tmp_path / "a", **settings)
+        extract(net, image_folder, tmp_path / "a", **settings)
     assert not (tmp_path / "a").exists()
 
 
-def test_activations_that_do_not_fit_are_named(folder, tmp_path, torch):
+def test_activations_that_do_not_fit_are_named(image_folder, tmp_path, torch):
     large = torch.nn.Sequential(torch.nn.Conv2d(3, 2, 1))
     with torch.no_grad():
         large[0].weight *= 1e6
     with pytest.raises(ValueError, match=r"Layer 0 has NaN or infinity, as float16, for image 1.png: try float32"):
-        extract(large, folder, tmp_path / "a", layers=["0"], dtype="float16", position="all")
-    assert np.isfinite(extract(large, folder, tmp_path / "b", layers=["0"], position="all")["0"]).all()
+        extract(large, image_folder, tmp_path / "a", layers=["0"], dtype="float16", position="all")
+    assert np.isfinite(extract(large, image_folder, tmp_path / "b", layers=["0"], position="all")["0"]).all()
 
 
 @pytest.mark.parametrize(("version", "layers"), [(0, (4, 8, 10, 12, 15)), (1, (6, 11, 14, 17, 19))])

@@ -38,7 +38,7 @@ def test_corrected_correlation_is_that_with_noiseless_units():
     responses = clean + rng.normal(size=(8, 20_000, 4)) * np.array([1.0, 4.0, 8.0, 100.0])
     reliability = sp.reliability.split_half(responses, n_splits=10)
     noisy, truth = (sp.align(x, y, metrics="ols")["ols"] for y in (responses.mean(axis=0), clean))
-    corrected = sp.reliability.correct(noisy, reliability, minimum=0.2)
+    corrected = sp.reliability.disattenuate(noisy, reliability, minimum=0.2)
     np.testing.assert_allclose(corrected.units[:, :3].mean(axis=0), truth.units[:, :3].mean(axis=0), atol=0.02)
     assert np.isnan(corrected.units[:, 3]).all()
     assert corrected.details["n_excluded"] == 1
@@ -64,11 +64,11 @@ def test_bad_corrections():
     x, y = np.random.default_rng(0).normal(size=(2, 50, 3))
     score = sp.align(x, y, metrics=("semi_match", "cka"))
     with pytest.raises(ValueError, match="without units"):
-        sp.reliability.correct(score["cka"], np.ones(3))
+        sp.reliability.disattenuate(score["cka"], np.ones(3))
     with pytest.raises(ValueError, match=r"shape \(3,\)"):
-        sp.reliability.correct(score["semi_match"], np.ones(4))
+        sp.reliability.disattenuate(score["semi_match"], np.ones(4))
     with pytest.raises(ValueError, match="minimum must be positive"):
-        sp.reliability.correct(score["semi_match"], np.ones(3), minimum=0)
+        sp.reliability.disattenuate(score["semi_match"], np.ones(3), minimum=0)
 
 
 def test_corrections_are_jittable():

@@ -29,7 +29,8 @@ COUNTERPARTS = {
 
 
 def build(name, **options):
-    return sp.sae.ARCHITECTURES[name](6, 12, **REQUIRED.get(name, {"k": 3}), **options)
+    kind = sp.sae.ARCHITECTURES[name]
+    return kind(6, 12, **REQUIRED.get(name, {kind.ladder[0]: kind.ladder[1][0]}), **options)
 
 
 def trained(sae, seed=0):

@@ -101,10 +101,10 @@ def test_the_best_of_units_that_tell_nothing_is_at_chance():
     assert abs(d.mean()) < 4 * (1 / 40 + 1 / 360) ** 0.5 / 10**0.5
 
 
-def test_effective_number_counts_equal_shares():
+def test_participation_ratio_counts_equal_shares():
     d = jnp.zeros((3, 40)).at[0, :7].set(2.0).at[1, 3].set(0.4).at[0, 20:].set(-5.0)
-    np.testing.assert_allclose(sp.selectivity.effective_number(d), [7, 1, 0])
-    np.testing.assert_allclose(sp.selectivity.effective_number(3 * d.T, axis=0), [7, 1, 0], rtol=1e-6)
+    np.testing.assert_allclose(sp.selectivity.participation_ratio(d), [7, 1, 0])
+    np.testing.assert_allclose(sp.selectivity.participation_ratio(3 * d.T, axis=0), [7, 1, 0], rtol=1e-6)
 
 
 def test_top_is_that_of_a_sort():

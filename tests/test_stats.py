@@ -78,7 +78,7 @@ def test_leaving_a_block_out_is_scoring_the_rest_with_the_same_map(pair):
     ids = groups % 4
     results = sp.stats.jackknife(x, y, metrics=names, folds=ids, groups=groups, n_blocks=3)
     scores = sp.align(x, y, metrics=names, folds=ids)
-    blocks = np.asarray(sp.alignment.deal(ids, 4, 3, jax.random.key(0), groups))
+    blocks = np.asarray(sp.folds.deal(ids, 4, 3, jax.random.key(0), groups))
     assert all(len(np.unique(blocks[groups == group])) == 1 for group in range(25))
     for name in names:
         np.testing.assert_allclose(results[name].mean, scores[name].mean, atol=1e-5)
@@ -87,9 +87,9 @@ def test_leaving_a_block_out_is_scoring_the_rest_with_the_same_map(pair):
     partner = np.asarray(scores["semi_match"].details["partner"])[2]
     r = np.diag(pearson(x[rest][:, partner], y[rest]))
     wanted = (scores["semi_match"].folds.sum() - scores["semi_match"].folds[2] + r.mean()) / 4
-    np.testing.assert_allclose(results["semi_match"].without[2, 1], wanted, atol=1e-5)
+    np.testing.assert_allclose(results["semi_match"].replicates[2, 1], wanted, atol=1e-5)
     wanted = (scores["cka"].folds.sum() - scores["cka"].folds[2] + cka(x[rest], y[rest])) / 4
-    np.testing.assert_allclose(results["cka"].without[2, 1], wanted, atol=1e-5)
+    np.testing.assert_allclose(results["cka"].replicates[2, 1], wanted, atol=1e-5)
 
 
 def test_a_null_stays_null_where_samples_are_left_out():
@@ -118,8 +118,8 @@ def test_chance_is_where_unrelated_sides_are(pair):
     unrelated = np.random.default_rng(5).normal(size=y.shape)
     names = ("semi_match", "cka", "feature_recovery", "soft_match_distance")
     groups = np.arange(200) // 4
-    results = sp.stats.chance(x, y, metrics=names, groups=groups, n_permutations=39)
-    null = sp.stats.chance(x, unrelated, metrics=names, n_permutations=39)
+    results = sp.stats.permutation_test(x, y, metrics=names, groups=groups, n_permutations=39)
+    null = sp.stats.permutation_test(x, unrelated, metrics=names, n_permutations=39)
     for name in names:
         np.testing.assert_allclose(results[name].p_value, 1 / 40, rtol=1e-5)  # the lowest that 39 permutations can give
         assert null[name].p_value > 1 / 40
@@ -127,6 +127,29 @@ def test_chance_is_where_unrelated_sides_are(pair):
         np.testing.assert_allclose(null[name].score, null[name].null.mean(), atol=5 * null[name].null.std())
     # The best of ten is above zero where nothing is shared, and it is more so the fewer the samples.
     assert results["feature_recovery"].null.min() > 0.05
+
+
+@pytest.mark.parametrize("name", ["ridge", "soft_match", "partial_soft_match", "permutation_match", "jaccard", "rsa", "cka"])
+def test_weights_of_target_units(pair, name):
+    """Weights that are alike change nothing; where one unit has all of it, its score is the score, replicates alike."""
+    x, y = (np.maximum(side, 0) for side in pair)
+    y[:, 4] = 1.0  # dead
+
+    def jackknife(weights, of=slice(None)):
+        return sp.stats.jackknife(x, y[:, of], name, folds=2, n_blocks=3, weights=weights)[name]
+
+    whole, alike = jackknife(None), jackknife(np.full(6, 0.3))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6), whole, alike)
+    single = jackknife(np.eye(6)[1])
+    if whole.units is None:
+        jax.tree.map(np.testing.assert_array_equal, single, whole)
+        return
+    np.testing.assert_allclose(single.mean, np.mean(whole.units[:, 1]), rtol=1e-5)
+    if name == "ridge":  # fits each unit by itself, but for the alpha that all share
+        weighted = jackknife([0, 1, 3, 0, 5, 0])
+        np.testing.assert_allclose(weighted.mean, np.mean(whole.units[:, [1, 2]] @ np.array([1, 3])) / 4, rtol=1e-5)
+        parts = [jackknife(np.eye(6)[unit]).replicates for unit in (1, 2)]
+        np.testing.assert_allclose(weighted.replicates, (parts[0] + 3 * parts[1]) / 4, rtol=1e-5)
 
 
 def test_intervals_over_units_are_students(pair):
@@ -142,13 +165,19 @@ def test_intervals_over_units_are_students(pair):
     ("call", "message"),
     [
         (lambda x, y: sp.stats.jackknife(x, y, n_blocks=1), "n_blocks must be an integer of at least 2, got 1"),
+        (lambda x, y: sp.stats.jackknife(x, y, weights=np.ones(5)), r"weights must be numbers \(6,\), one a target unit"),
+        (lambda x, y: sp.stats.jackknife(x, y, weights=-np.ones(6)), "weights must be finite, not negative and not all 0"),
+        (lambda x, y: sp.stats.jackknife(x, y, weights=np.zeros(6)), "weights must be finite, not negative and not all 0"),
         (lambda x, y: sp.stats.jackknife(x, y, n_blocks=50), "n_blocks must be at most the number of samples"),
-        (lambda x, y: sp.stats.chance(x, y, n_permutations=0), "n_permutations must be an integer of at least 1, got 0"),
         (
-            lambda x, y: sp.stats.chance(x, y, groups=np.minimum(np.arange(200), 150)),
+            lambda x, y: sp.stats.permutation_test(x, y, n_permutations=0),
+            "n_permutations must be an integer of at least 1, got 0",
+        ),
+        (
+            lambda x, y: sp.stats.permutation_test(x, y, groups=np.minimum(np.arange(200), 150)),
             "equally many samples to change places, got 1 to 50",
         ),
-        (lambda x, y: sp.stats.chance(x, y, folds=np.arange(200) % 3 - 1), "leaves samples out with -1"),
+        (lambda x, y: sp.stats.permutation_test(x, y, folds=np.arange(200) % 3 - 1), "leaves samples out with -1"),
         (lambda x, y: sp.stats.over_units(sp.align(x, y, metrics="cka")["cka"]), "without units"),
     ],
 )
@@ -166,7 +195,7 @@ def test_different_blocks_are_not_compared(pair):
 def test_what_is_not_defined_is_not_significant(pair):
     """A pattern of one unit is constant: no dissimilarities, no score, no p-value."""
     x, y = pair
-    result = sp.stats.chance(x[:, :1], y, metrics="rsa", folds=np.arange(200) % 2, n_permutations=3)["rsa"]
+    result = sp.stats.permutation_test(x[:, :1], y, metrics="rsa", folds=np.arange(200) % 2, n_permutations=3)["rsa"]
     assert np.isnan(result.score)
     assert np.isnan(result.p_value)
     alone = sp.stats.jackknife(x[:, :1], y, metrics="rsa", folds=np.arange(200) % 2, n_blocks=2)["rsa"]
@@ -182,7 +211,7 @@ def test_chance_keeps_the_units_that_are_live():
     p_values = []
     for seed in range(20):
         x = np.random.default_rng(seed).normal(size=(60, 3))
-        result = sp.stats.chance(x, y, "feature_recovery", folds=ids, n_permutations=19, key=jax.random.key(seed))
+        result = sp.stats.permutation_test(x, y, "feature_recovery", folds=ids, n_permutations=19, key=jax.random.key(seed))
         assert np.isfinite(result["feature_recovery"].null).all()
         p_values.append(float(result["feature_recovery"].p_value))
     assert np.mean(np.array(p_values) <= 0.1) <= 0.4  # binomial: 0.1 expected of a uniform p-value

@@ -212,6 +212,14 @@ def test_the_host_draws_no_more_than_two_batches_ahead():
     assert drawn[-1] - drawn[2] > 0.6 * (time.perf_counter() - drawn[2])
 
 
+def test_what_steps_record_is_fetched_many_at_once(monkeypatch):
+    fetched, fetch = [], jax.device_get
+    monkeypatch.setattr(jax, "device_get", lambda tree: fetched.append(len(tree)) or fetch(tree))
+    _, history = sp.fit_stream(Plain(), KEY, BATCHES, steps=205)
+    assert fetched == [100, 100, 5]
+    assert (history["loss"] > 0).all()
+
+
 def test_an_iterator_may_fill_one_array_again_and_again():
     room = np.empty(320 * 6 * 4 + 64, np.uint8)
     room = room[-room.ctypes.data % 64 :][: 320 * 6 * 4]  # aligned as JAX wants it, which would take it without a copy

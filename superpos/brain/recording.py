@@ -14,7 +14,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, Key
 
-from superpos import reliability
+from superpos import folds, reliability
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
@@ -27,7 +27,7 @@ class Recording:
         stimuli: `(n_stimuli,)` identifiers, by default 0, 1, ...; one that occurs twice is the same stimulus.
         units: metadata of the units by name, each `(n_units,)`: area, subject, hemisphere.
         sessions: labels of when responses were taken, `(n_stimuli,)`, or `(n_stimuli, n_repeats)` of each trial.
-        images: `(n_stimuli,)` names of the images within `image_source`, as `superpos.networks.io.Images` names them.
+        images: `(n_stimuli,)` names of the images within `image_source`, as `superpos.images.Images` names them.
         image_source: the folder or zip that holds the images.
 
     Raises:
@@ -48,7 +48,7 @@ class Recording:
     images: Any = None
     image_source: str | os.PathLike | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         responses, repeats, stimuli = self.responses, self.repeats, self.stimuli
         if responses is None and repeats is None:
             raise ValueError("responses or repeats must be given, got neither.")
@@ -122,7 +122,7 @@ class Recording:
         n, n_units = self.responses.shape
         rows, columns = _indices("stimuli", stimuli, n), _indices("units", units, n_units)
 
-        def of_stimuli(array):
+        def of_stimuli(array: np.ndarray | None) -> np.ndarray | None:
             return None if array is None else array[rows]
 
         return Recording(
@@ -161,7 +161,7 @@ class Recording:
     def reliability(self, key: Key[Array, ""] | None = None, n_splits: int = 100) -> Float[Array, " units"]:
         """Reliability of the averaged responses from halves of the repeats; its root is the ceiling of a correlation.
 
-        See `superpos.reliability.split_half`, whose result this is, `(n_units,)`, and `superpos.reliability.correct`.
+        See `superpos.reliability.split_half`, whose result this is, `(n_units,)`, and `superpos.reliability.disattenuate`.
 
         Raises:
             ValueError: no repeats, a stimulus with fewer than two, or a unit that is constant.
@@ -175,12 +175,12 @@ class Recording:
         Raises:
             ValueError: as `reliability` does, or no unit is as reliable.
         """
-        found = np.asarray(self.reliability(key, n_splits))
-        if not (found >= minimum).any():
+        values = np.asarray(self.reliability(key, n_splits))
+        if not (values >= minimum).any():
             raise ValueError(
-                f"minimum must be at most the highest reliability of a unit, {np.nanmax(found):.3g}, got {minimum}."
+                f"minimum must be at most the highest reliability of a unit, {np.nanmax(values):.3g}, got {minimum}."
             )
-        return self.select(units=found >= minimum)
+        return self.select(units=values >= minimum)
 
     def ncsnr(self) -> Float[Array, " units"]:
         """See the function `ncsnr`; its source z-scores within session first: `recording.zscored().ncsnr()`."""
@@ -213,8 +213,10 @@ class Recording:
         with np.errstate(invalid="ignore"), warnings.catch_warnings():  # about clusters that are empty: see below
             warnings.simplefilter("ignore")
             centres, labels = kmeans2(curves.T, n, iter=30, minit="++", missing="warn", seed=seed)
-        if (found := len(np.unique(labels))) < n:
-            raise ValueError(f"n must be at most the number of clusters that k-means finds, {found} with this key, got {n}.")
+        if (n_clusters := len(np.unique(labels))) < n:
+            raise ValueError(
+                f"n must be at most the number of clusters that k-means finds, {n_clusters} with this key, got {n}."
+            )
         distance = np.sum((curves - centres[labels].T) ** 2, axis=0)
         nearest = [np.flatnonzero(labels == i)[np.argmin(distance[labels == i])] for i in range(n)]
         return self.select(units=np.sort(nearest))
@@ -240,9 +242,9 @@ class Recording:
         nodes, edges = n, []
         for labels in (self.stimuli, self.images, same):
             if labels is not None:  # each label is a node that all its rows are tied to
-                found = np.unique(labels, return_inverse=True)[1]
-                edges.append(nodes + found)
-                nodes += int(found.max()) + 1
+                codes = np.unique(labels, return_inverse=True)[1]
+                edges.append(nodes + codes)
+                nodes += int(codes.max()) + 1
         ends = np.concatenate(edges)
         starts = np.tile(np.arange(n), len(edges))
         _, parts = connected_components(coo_array((np.ones(len(ends)), (starts, ends)), shape=(nodes, nodes)), directed=False)
@@ -264,13 +266,10 @@ class Recording:
             ValueError: a share that leaves either side empty.
         """
         groups = self.groups(same)
-        n_groups = groups.max() + 1
-        n_test = round(test * n_groups)
-        if not 1 <= n_test < n_groups:
-            raise ValueError(f"test must leave some of the {n_groups} different stimuli on both sides, got {test}.")
-        order = jax.random.permutation(jax.random.key(0) if key is None else key, int(n_groups))
-        tested = np.isin(groups, np.asarray(order)[:n_test])
-        return np.flatnonzero(~tested), np.flatnonzero(tested)
+        if not 1 <= round(test * (groups.max() + 1)) <= groups.max():
+            raise ValueError(f"test must leave some of the {groups.max() + 1} different stimuli on both sides, got {test}.")
+        train, tested = folds.split(groups, 1 - test, jax.random.key(0) if key is None else key)
+        return np.sort(train), tested
 
     def rows(self, names: Sequence[str]) -> Int[np.ndarray, " stimuli"]:
         """Where each stimulus's image is among the names of others: `activations[recording.rows(names)]` lines up with it.
@@ -293,12 +292,12 @@ class Recording:
             raise ValueError(f"names must hold each image once, but {again[0]} is there {count[again[0]]} times.")
         return np.array([where[name] for name in self.images])
 
-    def _count(self):
+    def _count(self) -> np.ndarray:
         if self.repeats is None:
             raise ValueError("repeats are needed for a noise ceiling, but the recording has averaged responses only.")
         return np.sum(~np.isnan(self.repeats), axis=1)
 
-    def _for_ceiling(self):
+    def _for_ceiling(self) -> np.ndarray:
         """The repeats, if noise can be told from them."""
         count = self._count()
         if (count < 2).any():
@@ -310,7 +309,7 @@ class Recording:
         self._check_varies(self.repeats.reshape(-1, self.repeats.shape[2]))
         return self.repeats
 
-    def _check_varies(self, values, where=""):
+    def _check_varies(self, values: np.ndarray, where: str = "") -> None:
         low, high = (f(values, axis=0, initial=s * np.inf, where=~np.isnan(values)) for f, s in ((np.min, 1), (np.max, -1)))
         if (low == high).any():
             raise ValueError(
@@ -333,6 +332,10 @@ def ncsnr(repeats: ArrayLike) -> Float[Array, " units"]:
 
     Returns:
         `(n_units,)`; infinite without noise, NaN for constant units and where no stimulus has two repeats.
+
+    >>> repeats = jnp.array([[[1.0], [3.0]], [[-3.0], [-1.0]]])  # two stimuli, two repeats, one unit
+    >>> print(ncsnr(repeats).round(3))
+    [1.528]
     """
     repeats = jnp.asarray(repeats)
     there = ~jnp.isnan(repeats)
@@ -349,8 +352,8 @@ def ncsnr(repeats: ArrayLike) -> Float[Array, " units"]:
 def noise_ceiling(ncsnr: ArrayLike, n: ArrayLike = 1) -> Float[Array, " units"]:
     """Share of the variance of responses, averaged over n repeats, that is signal: ncsnr² / (ncsnr² + 1 / n).
 
-    It is the reliability that `superpos.reliability.correct` takes, and its root is the ceiling of a correlation. Source: Allen
-    et al. 2022, who give it in per cent, and where stimuli have unequal numbers of repeats put the mean of 1 / n for 1 / n.
+    It is the reliability that `superpos.reliability.disattenuate` takes, and its root is the ceiling of a correlation. Source:
+    Allen et al. 2022, who give it in per cent, and put the mean of 1 / n for 1 / n where numbers of repeats are unequal.
 
     Args:
         ncsnr: `(n_units,)`.
@@ -361,6 +364,9 @@ def noise_ceiling(ncsnr: ArrayLike, n: ArrayLike = 1) -> Float[Array, " units"]:
 
     Raises:
         ValueError: a number of repeats below one.
+
+    >>> print(noise_ceiling(jnp.array([1.0, 3.0]), n=1).round(3))
+    [0.5 0.9]
     """
     if not isinstance(n, jax.core.Tracer) and not np.min(n) >= 1:
         raise ValueError(f"n must be at least one repeat, got {np.min(n):g}.")
@@ -370,7 +376,7 @@ def noise_ceiling(ncsnr: ArrayLike, n: ArrayLike = 1) -> Float[Array, " units"]:
     return 1 / (1 + inverse / jnp.asarray(ncsnr) ** 2)  # this way round no ratio is infinity over infinity
 
 
-def _numbers(name, values, axes):
+def _numbers(name: str, values: Any, axes: Sequence[str]) -> np.ndarray:
     """The values as floats, float32 unless they are float64."""
     if np.ma.is_masked(values):
         raise ValueError(f"{name} must not be masked: fill what is missing with NaN, which repeats may hold.")
@@ -382,7 +388,7 @@ def _numbers(name, values, axes):
     return values if values.dtype in (np.float32, np.float64) else values.astype(np.float32)
 
 
-def _read_only(array):
+def _read_only(array: np.ndarray | None) -> np.ndarray | None:
     if array is not None:
         array = array.view()
         array.flags.writeable = False
@@ -393,7 +399,7 @@ def _at(stimuli: Any, i: int, unit: int) -> str:
     return f"stimulus {stimuli[i]} (row {i}), unit {unit}"
 
 
-def _indices(name, chosen, length):
+def _indices(name: str, chosen: ArrayLike | None, length: int) -> np.ndarray:
     if chosen is None:
         return np.arange(length)
     chosen = np.asarray(chosen)
@@ -402,7 +408,7 @@ def _indices(name, chosen, length):
         raise ValueError(f"{name} must be a mask ({length},) or integer indices, got {chosen.dtype} {chosen.shape}.")
     if not mask and len(chosen) and not -length <= chosen.min() <= chosen.max() < length:
         raise ValueError(f"{name} must be indices below {length}, got {chosen.min()} to {chosen.max()}.")
-    found = np.flatnonzero(chosen) if mask else chosen
-    if len(found) == 0:
+    indices = np.flatnonzero(chosen) if mask else chosen
+    if len(indices) == 0:
         raise ValueError(f"{name} must leave at least one, got none of {length}.")
-    return found
+    return indices

@@ -82,7 +82,9 @@ def simulate(
 
 
 @functools.partial(jax.jit, static_argnames=("n_stimuli", "n_repeats", "n_mixed"))
-def _draw(key, features, mixing, share, n_stimuli, n_repeats, n_mixed):
+def _draw(
+    key: Array, features: Any, mixing: Any, share: Any, n_stimuli: int, n_repeats: int, n_mixed: Any
+) -> tuple[Array, Truth]:
     feature_key, mixing_key, noise_key = jax.random.split(key, 3)
     n_units = len(share)
     if mixing is None:

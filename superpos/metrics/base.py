@@ -103,6 +103,19 @@ class Metric(abc.ABC):
             evidence: as for `fit`, of the same folds, or of some of the samples of each.
         """
 
+    def weigh(self, score: Score, weights: Float[Array, "*folds target"]) -> Score:
+        """The score in which live target units count by their weights; a score without units stays as it is.
+
+        Args:
+            score: from `evaluate`.
+            weights: not negative; NaN is the score of a fold whose live units all weigh 0.
+        """
+        if score.units is None:
+            return score
+        live = ~jnp.isnan(score.units)
+        folds = jnp.sum(jnp.where(live, weights * score.units, 0), axis=1) / jnp.sum(jnp.where(live, weights, 0), axis=1)
+        return score._replace(mean=jnp.mean(folds), folds=folds)
+
     def __call__(self, evidence: Any) -> Score:
         """Fits and evaluates."""
         return self.evaluate(self.fit(evidence), evidence)

@@ -12,7 +12,17 @@ import jax.numpy as jnp
 from jax import lax
 
 from superpos.linalg import eigh, matmul, polar, svd
-from superpos.metrics.base import Metric, Samples, Score, from_folds, from_units, positive_integer, safe_divide, safe_sqrt
+from superpos.metrics.base import (
+    Metric,
+    Samples,
+    Score,
+    from_folds,
+    from_units,
+    positive_integer,
+    safe_divide,
+    safe_sqrt,
+)
+from superpos.metrics.registry import register
 from superpos.moments import Moments, training
 
 _BOTH = frozenset({"source", "target"})
@@ -111,7 +121,7 @@ class Procrustes(Metric):
     symmetric: ClassVar[bool] = True
     rotates: ClassVar[frozenset[str]] = _BOTH
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.kind not in ("similarity", "angular", "bures"):
             raise ValueError(f'kind must be "similarity", "angular" or "bures", got {self.kind!r}.')
 
@@ -180,7 +190,7 @@ class CCA(Metric):
     name: str = "cca"
     reads: ClassVar[frozenset[str]] = frozenset({"xx", "xy", "yy"})
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.n_components is not None:
             positive_integer("n_components", self.n_components)
         if not 0 < self.variance <= 1:
@@ -270,7 +280,7 @@ class RSA(Metric):
     reads: ClassVar[frozenset[str]] = frozenset({"samples"})
     symmetric: ClassVar[bool] = True
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.kind not in ("pearson", "spearman", "kendall"):
             raise ValueError(f'kind must be "pearson", "spearman" or "kendall", got {self.kind!r}.')
 
@@ -405,9 +415,10 @@ class MutualKNN(Metric):
 
     Neighbours by cosine similarity of patterns over live units, a sample not being its own; samples whose pattern is zero on
     either side, which has no direction, are left out of both. Symmetric. Chance is k / (n - 1) for folds of n samples without
-    ties; where many patterns are the same, as those of very sparse units are, it is higher: see `sp.stats.chance`. Invariant
-    to rotation and isotropic scaling, not to adding a constant to a unit; constants above a hundred standard deviations cost
-    float32 its digits. NaN for folds of at most k samples. Source: Huh et al. 2024, "The platonic representation hypothesis".
+    ties; where many patterns are the same, as those of very sparse units are, it is higher: see `sp.stats.permutation_test`.
+    Invariant to rotation and isotropic scaling, not to adding a constant to a unit; constants above a hundred standard
+    deviations cost float32 its digits. NaN for folds of at most k samples. Source: Huh et al. 2024, "The platonic
+    representation hypothesis".
 
     Attributes:
         k: number of neighbours; below the number of samples in a fold.
@@ -422,7 +433,7 @@ class MutualKNN(Metric):
     reads: ClassVar[frozenset[str]] = frozenset({"samples"})
     symmetric: ClassVar[bool] = True
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         positive_integer("k", self.k)
 
     def evaluate(self, fitted: Any, evidence: Samples) -> Score:
@@ -458,8 +469,8 @@ class Jaccard(Metric):
 
     The support of a unit is the set of samples on which it is positive; J = |A ∩ B| / |A ∪ B|; score = mean of the highest J
     over live target units that are positive somewhere in the fold. Not symmetric. Nothing is fitted: the best of many units
-    is above chance, and only a permutation null (`sp.stats.chance`) says by how much. Invariant to permuting units and
-    scaling them by positive factors; meant for non-negative, sparse units, as SAE latents are. Source: Jaccard 1901.
+    is above chance, and only a permutation null (`sp.stats.permutation_test`) says by how much. Invariant to permuting units
+    and scaling them by positive factors; meant for non-negative, sparse units, as SAE latents are. Source: Jaccard 1901.
 
     Details: `partner`, `(folds, n_target)`, the source unit of the highest J.
     """
@@ -492,3 +503,10 @@ def _masked(moments: Moments, live: Any = None) -> Moments:
 
     xy = jnp.where(source[:, None] & target, moments.xy, 0)
     return dataclasses.replace(moments, x=side(moments.x, source), y=side(moments.y, target), xy=xy)
+
+
+register(CKA(), CKA(debiased=True, name="debiased_cka"))
+register(Procrustes(), Procrustes(kind="angular", name="procrustes_angular"), Procrustes(kind="bures", name="procrustes_bures"))
+register(CCA(), CCA(variance=0.99, name="svcca"), CCA(projection_weighted=True, name="pwcca"))
+register(RSA(), RSA(kind="spearman", name="rsa_spearman"), RSA(kind="kendall", name="rsa_kendall"))
+register(MutualKNN(), Jaccard())

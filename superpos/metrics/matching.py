@@ -9,9 +9,11 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jaxtyping import Array, Float
 
 from superpos import transport
 from superpos.metrics.base import Metric, Score, correlations, from_folds, from_units, safe_divide, safe_sqrt
+from superpos.metrics.registry import register
 from superpos.moments import Moments, training
 
 
@@ -159,7 +161,7 @@ class PartialSoftMatch(Metric):
     name: str = "partial_soft_match"
     symmetric: ClassVar[bool] = True
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.mass is not None and not 0 < self.mass <= 1:
             raise ValueError(f"mass must be above 0 and at most 1, got {self.mass}.")
 
@@ -199,6 +201,10 @@ class PartialSoftMatch(Metric):
         }
         return Score(jnp.mean(folds), folds, jnp.where(matched, safe_divide(paired, received), jnp.nan), details)
 
+    def weigh(self, score: Score, weights: Float[Array, "*folds target"]) -> Score:
+        """The score in which units count by their weights times the mass that they receive, which they count by without."""
+        return super().weigh(score, weights * score.details["target_mass"])
+
 
 def _with_partner(moments, partner):
     return jnp.take_along_axis(correlations(moments), partner[:, None, :], axis=1)[:, 0]
@@ -209,3 +215,6 @@ def _transport(cost, evidence):
     masses = transport.uniform_masses(*evidence.live())
     solved = jax.vmap(lambda c: transport.exact(c, *masses))(cost)
     return solved.plan, solved.gap
+
+
+register(SemiMatch(), SoftMatch(), PermutationMatch(), PartialSoftMatch(), SoftMatchDistance())

@@ -1,7 +1,7 @@
 """How much of the ground truth a representation shows: the target units are the true features.
 
 Nothing is fitted: each held-out part is scored alone, so that `folds=None` or moments of one fold score all samples. The best
-of many units is above chance in few samples; a permutation null (`sp.stats.chance`) says by how much.
+of many units is above chance in few samples; a permutation null (`sp.stats.permutation_test`) says by how much.
 """
 
 import dataclasses
@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from superpos import transport
 from superpos.metrics.base import Metric, Score, correlations, from_units
+from superpos.metrics.registry import register
 from superpos.moments import Moments
 
 
@@ -83,3 +84,6 @@ class Uniqueness(Metric):
         shared = (partner[:, :, None] == partner[:, None, :]) & target & ~jnp.eye(target.size, dtype=bool)
         alone = (~jnp.any(shared, axis=2)).astype(r.dtype)
         return from_units(alone, target & jnp.any(source), {"partner": partner})
+
+
+register(FeatureRecovery(), MeanCorrelation(), Uniqueness())

@@ -3,7 +3,7 @@
 Superposition deflates them less than matching: a linear map can undo part of a mixture, but not what rectification cut off.
 
 All of them score a fold by the mean over live target units of the Pearson correlation r between prediction and held-out
-response; `details["r2"]`, `(folds, n_target)`, holds 1 - error / variance on the held-out part. `sp.reliability.correct`
+response; `details["r2"]`, `(folds, n_target)`, holds 1 - error / variance on the held-out part. `sp.reliability.disattenuate`
 divides r by the square root of a unit's reliability. With `weights=True`, `details` also hold `weights`, `(folds, n_source,
 n_target)`, and `intercept`, `(folds, n_target)`, in the units of the data.
 """
@@ -17,6 +17,7 @@ from jax import lax
 
 from superpos.linalg import eigh, matmul, nnls
 from superpos.metrics.base import Metric, Samples, Score, from_units, positive_integer, safe_divide, safe_sqrt
+from superpos.metrics.registry import register
 from superpos.moments import Moments, training
 
 
@@ -227,7 +228,7 @@ class OLS(Regression):
     second_pass: ClassVar[bool] = True
     rotates: ClassVar[frozenset[str]] = frozenset({"source"})
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.rcond is not None and not 0 <= self.rcond < 1:
             raise ValueError(f"rcond must be at least 0 and below 1, got {self.rcond}.")
 
@@ -312,7 +313,7 @@ class PLS(Regression):
     reads: ClassVar[frozenset[str]] = frozenset({"xx", "xy"})
     rotates: ClassVar[frozenset[str]] = frozenset({"source"})
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         positive_integer("n_components", self.n_components)
 
     def fit(self, evidence: Moments) -> Linear:
@@ -366,3 +367,6 @@ def _leading(matrix):
 def _norm(vector):
     norm = jnp.linalg.norm(vector)
     return jnp.where(norm > 0, norm, 1)
+
+
+register(OLS(), NNLS(), PLS())

@@ -12,6 +12,7 @@ from jax import lax
 
 from superpos.linalg import eigh, matmul
 from superpos.metrics.base import Samples, safe_divide, safe_sqrt
+from superpos.metrics.registry import register
 from superpos.metrics.regression import Linear, Regression, Solver, held_out_by_map, linear
 from superpos.moments import Moments, pool, training
 
@@ -53,7 +54,7 @@ class Ridge(Regression):
     wide: ClassVar[bool] = True
     second_pass: ClassVar[bool] = True
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         object.__setattr__(self, "alphas", tuple(float(alpha) for alpha in np.ravel(self.alphas)))
         if not self.alphas or not all(0 < alpha < np.inf for alpha in self.alphas):
             raise ValueError(f"alphas must be one or more positive numbers, got {self.alphas}.")
@@ -323,3 +324,6 @@ def _refined_dual(path, gram, alpha):
     solve = lambda rest: matmul(vectors, _solve(path, matmul(vectors.T, rest), alpha))  # noqa: E731
     coefficients = solve(lax.stop_gradient(y))
     return coefficients + solve(y - matmul(gram.part, coefficients) - alpha * coefficients)
+
+
+register(Ridge())

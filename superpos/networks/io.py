@@ -1,4 +1,4 @@
-"""Images from a folder or a zip, and the activations of PyTorch models to them, as files.
+"""The activations of PyTorch models to images, as files.
 
 It needs the extra `torch`: `pip install 'superpos[torch]'`.
 """
@@ -11,149 +11,19 @@ import importlib
 import itertools
 import math
 import os
-import zipfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
 
 from superpos import data
-from superpos.networks.images import LabelledImages
+from superpos.images import Images, Preprocessing
 from superpos.results import Run, environment, read_json, shows_progress, write_json
 
-EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 POSITIONS = ("center", "mean", "all", "class")
-
-
-class Images:
-    """Images of a folder, with all folders in it, or of a zip; `images[i]` decodes one, as a Pillow image in RGB.
-
-    Args:
-        path: the folder or the zip. Files that are hidden, or have none of `EXTENSIONS`, are left out.
-
-    Attributes:
-        names: paths within the folder or the zip, sorted as text: the identifiers of the stimuli.
-
-    Raises:
-        FileNotFoundError: no such folder or file.
-        ValueError: a file that is no zip, no image in it, or two of one name; on reading one, that it is unreadable or grey
-            with more than 8 bits (of colours Pillow keeps the upper 8).
-    """
-
-    def __init__(self, path: str | os.PathLike):
-        self.path = Path(path)
-        if not self.path.exists():
-            raise FileNotFoundError(f"images must be a folder or a zip, but {self.path} is not there.")
-        if self.path.is_dir():
-            self._zip = None
-            listed = (file.relative_to(self.path).as_posix() for file in self.path.rglob("*") if file.is_file())
-        elif zipfile.is_zipfile(self.path):
-            self._zip = zipfile.ZipFile(self.path)
-            listed = (name for name in self._zip.namelist() if not name.endswith("/"))
-        else:
-            raise ValueError(f"images must be a folder or a zip, but {self.path} is neither.")
-        self.names = sorted(name for name in listed if name.lower().endswith(EXTENSIONS) and not _hidden(name))
-        if not self.names:
-            raise ValueError(f"images must hold at least one image ({', '.join(EXTENSIONS)}), but {self.path} has none.")
-        if again := [name for name, following in itertools.pairwise(self.names) if name == following]:
-            raise ValueError(f"images must have different names, but {self.path} holds {again[0]} twice.")
-
-    def sha256(self, names: Iterable[str] | None = None) -> list[str]:
-        """Of the files of these names, by default of all: equal for images that are the same byte for byte."""
-        names = self.names if names is None else list(map(str, names))
-        found = {}
-        for name in dict.fromkeys(names):
-            with self._open(name) as file:
-                found[name] = hashlib.file_digest(file, "sha256").hexdigest()
-        return [found[name] for name in names]
-
-    def _open(self, name: str) -> Any:
-        return self._zip.open(name) if self._zip else (self.path / name).open("rb")
-
-    @property
-    def folders(self) -> list[str]:
-        """Where each image lies within the folder or the zip, "." at its top: its category, where there is one folder each."""
-        return [Path(name).parent.as_posix() for name in self.names]
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def __getitem__(self, index: int) -> Any:
-        image_module = _needed("PIL.Image")
-        name = self.names[index]
-        try:
-            with self._open(name) as file:
-                image = image_module.open(file)
-                image.load()
-        except (OSError, SyntaxError, ValueError, zipfile.BadZipFile, image_module.DecompressionBombError) as error:
-            raise ValueError(f"Image {name} in {self.path} cannot be read: {error}") from error
-        if image.mode.startswith(("I", "F")):  # Pillow would cut their values off
-            raise ValueError(f"Image {name} in {self.path} must have 8 bits a channel, got Pillow's mode {image.mode}.")
-        return image.convert("RGB")
-
-
-@dataclasses.dataclass(frozen=True)
-class Preprocessing:
-    """From an image to what a network reads: resized to a square, scaled to [0, 1], normalised.
-
-    Args:
-        size: height and width in pixels.
-        interpolation: nearest, box, bilinear, hamming, bicubic or lanczos, as Pillow does it: smoothed when it shrinks.
-        crop: of an image that is no square: take the square in its middle (True), or squeeze it (False).
-        mean, std: of red, green and blue; by default those of ImageNet.
-
-    Raises:
-        ValueError: a size that is not positive, an unknown interpolation, three finite numbers that are not, a std of 0.
-    """
-
-    size: int = 224
-    interpolation: str = "bicubic"
-    crop: bool = True
-    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
-    std: tuple[float, ...] = (0.229, 0.224, 0.225)
-
-    def __post_init__(self):
-        filters = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
-        if self.size < 1:
-            raise ValueError(f"size must be at least 1, got {self.size}.")
-        if self.interpolation not in filters:
-            raise ValueError(f"interpolation must be one of {', '.join(filters)}, got {self.interpolation!r}.")
-        for name, values in (("mean", self.mean), ("std", self.std)):
-            if len(values) != 3 or not np.isfinite(values).all() or (name == "std" and min(values) <= 0):
-                kind = "positive numbers" if name == "std" else "finite numbers"
-                raise ValueError(f"{name} must be three {kind}, of red, green and blue, got {values}.")
-
-    def __call__(self, image: Any) -> Float[np.ndarray, "3 size size"]:
-        """One Pillow image in RGB, as float32."""
-        from PIL import Image, ImageOps
-
-        square, method = (self.size, self.size), Image.Resampling[self.interpolation.upper()]
-        image = ImageOps.fit(image, square, method) if self.crop else image.resize(square, method)
-        values = (np.asarray(image, np.float32) / 255 - np.asarray(self.mean, np.float32)) / np.asarray(self.std, np.float32)
-        return np.ascontiguousarray(values.transpose(2, 0, 1))
-
-
-def read_images(path: str | os.PathLike, size: int, crop: bool = True) -> LabelledImages:
-    """All images of a folder or zip, as a task for the networks here: their class is the folder in which they lie.
-
-    Args:
-        path: see `Images`.
-        size: height and width that images are resized to, pixels (bicubic).
-        crop: as in `Preprocessing`.
-
-    Raises:
-        FileNotFoundError, ValueError: as `Images`, and `Preprocessing` for the size.
-    """
-    found = Images(path)
-    prepare = Preprocessing(size, crop=crop, mean=(0, 0, 0), std=(1, 1, 1))
-    with ThreadPoolExecutor() as pool:
-        pixels = list(pool.map(lambda i: np.round(255 * prepare(found[i])).astype(np.uint8), range(len(found))))
-    classes, labels = np.unique(found.folders, return_inverse=True)
-    return LabelledImages(np.stack(pixels).transpose(0, 2, 3, 1), labels, tuple(map(str, classes)))
 
 
 def extract(
@@ -188,7 +58,7 @@ def extract(
     Args:
         model: "torchvision:resnet50", "timm:vit_small_patch16_224", "package.module:callable" (called without arguments, it
             returns the model), or a `torch.nn.Module`, which is moved to the device and into evaluation mode.
-        images: a folder or zip, see `Images`.
+        images: a folder or zip, see `superpos.images.Images`.
         layers: names out of `dict(model.named_modules())`.
         workdir: a folder; made if it does not exist.
         weights: "default": those that torchvision and timm provide (they download them), or that a model has already;
@@ -218,71 +88,22 @@ def extract(
         ValueError: arguments that do not fit the model or each other, an unreadable image, activations that are NaN or too
             large for the dtype, a workdir of another configuration.
         OSError: the disk is full.
+
+    >>> arrays = extract("torchvision:resnet18", "photos", ["layer3"], "activations")  # doctest: +SKIP
+    >>> arrays["layer3"].shape  # doctest: +SKIP
+    (1200, 256)
     """
     torch: Any = _needed("torch")
-    for name, value, known in (("dtype", dtype, ("float16", "float32")), ("format", format, ("npy", "zarr"))):
-        if value not in known:
-            raise ValueError(f"{name} must be {' or '.join(known)}, got {value!r}.")
-    for name, number, least in (("batch_size", batch_size, 1), ("seed", seed, 0)):
-        if number < least:
-            raise ValueError(f"{name} must be at least {least}, got {number}.")
-    whole = isinstance(position, int | np.integer) and not isinstance(position, bool)
-    if position not in POSITIONS and not (whole and int(position) >= 1):
-        raise ValueError(f"position must be one of {', '.join(POSITIONS)} or a number of positions, got {position!r}.")
-    if isinstance(layers, str) or not layers or len(set(layers)) < len(layers):
-        raise ValueError(f"layers must list at least one name, and none twice, got {layers!r}.")
-    from tqdm import tqdm
-
-    position = int(position) if whole else position
+    _check(layers, position, dtype, format, batch_size, seed)
+    position = position if isinstance(position, str) else int(position)
     preprocessing = preprocessing or Preprocessing()
     stimuli = Images(images)
     network = _load(torch, model, weights, seed)
-    modules = {name: module for name, module in network.named_modules() if name}
-    for layer in layers:
-        if layer not in modules:
-            raise ValueError(f"layers: the model has no {layer!r}{_near(layer, modules)}.")
+    modules = _modules(network, layers)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    size = (3, preprocessing.size, preprocessing.size)
-    try:
-        network.to(device).eval()
-        preview = np.zeros((2, *size), np.float32)
-        outputs = _forward(torch, network, modules, layers, preview, device, lambda _, output: _split(output, channel_axis))
-    except (AssertionError, IndexError, RuntimeError, TypeError) as error:
-        raise ValueError(f"model does not run on images of shape {size} on {device}: {' '.join(str(error).split())}") from error
-    arrays: dict[str, dict[str, Any]] = {}
-    sampled = {}
-    for layer, (rows, grid, others) in outputs.items():
-        if position == "class" and grid and not others:
-            raise ValueError(f"position class needs a token before the grid, but {layer} has none (grid {grid}).")
-        shape = [len(stimuli), rows.shape[-1]]
-        positions: Any = None
-        if grid and position == "all":
-            shape.insert(1, math.prod(grid))
-        elif grid and position == "center":
-            positions = int(np.ravel_multi_index([length // 2 for length in grid], grid))
-        elif grid and isinstance(position, int):
-            if position > math.prod(grid):
-                raise ValueError(f"position must be at most the {math.prod(grid)} positions of {layer}, got {position}.")
-            sampled[grid] = _sampled(seed, grid, position, len(stimuli))
-            shape.insert(1, position)
-            positions = f"positions_{'x'.join(map(str, grid))}.npy"
-        file = f"{layer}.{format}"
-        arrays[layer] = {"file": file, "shape": shape, "grid": grid, "tokens_before_grid": others, "positions": positions}
-
-    def take(batch, layer, output):
-        rows, grid, others = _split(output, channel_axis)
-        if grid:
-            rows = rows[:, 0] if position == "class" else rows[:, others:]
-            if position == "mean":
-                rows = rows.float().mean(1)
-            elif position == "center":
-                rows = rows[:, arrays[layer]["positions"]]
-            elif grid in sampled:
-                chosen = torch.from_numpy(sampled[grid][batch.start : batch.stop]).to(rows.device)
-                rows = torch.take_along_dim(rows, chosen[..., None], 1)
-        with np.errstate(over="ignore"):
-            # Copied now, since later layers may work in place.
-            return rows.float().cpu().numpy().astype(dtype)
+    forward = functools.partial(_forward, torch, network, modules, device)
+    outputs = _previewed(forward, network, preprocessing.size, device, channel_axis)
+    arrays, sampled = _planned(outputs, len(stimuli), position, seed, format)
 
     hashes = stimuli.sha256()
     listed = "".join(f"{name} {digest}\n" for name, digest in zip(stimuli.names, hashes, strict=True))
@@ -309,50 +130,139 @@ def extract(
         told = {**described, "arrays": arrays, "images": stimuli.names, "image_sha256": hashes, "environment": versions}
         write_json(run.path / "manifest.json", told)
         for grid, positions in sampled.items():
-            np.save(run.path / f"positions_{'x'.join(map(str, grid))}.npy", positions)
+            np.save(run.path / _positions_file(grid), positions)
     writers = {layer: _writer(files[layer], arrays[layer]["shape"], dtype, format, new=done == 0) for layer in layers}
 
-    def read(batch):
-        return [pool.submit(lambda i: preprocessing(stimuli[i]), i) for i in batch]
+    def take(batch: range, layer: str, output: Any) -> np.ndarray:
+        rows, grid, n_before = _split(output, channel_axis)
+        if grid:
+            at = sampled[grid][batch.start : batch.stop] if grid in sampled else arrays[layer]["positions"]
+            rows = _at_positions(torch, rows, n_before, position, at)
+        with np.errstate(over="ignore"):
+            # Copied now, since later layers may work in place.
+            return rows.float().cpu().numpy().astype(dtype)
 
-    batches = [range(first, min(first + batch_size, len(stimuli))) for first in range(done, len(stimuli), batch_size)]
-    bar = tqdm(total=len(stimuli), initial=done, desc="extract", unit="image", disable=not shows_progress(progress))
-    with bar, ThreadPoolExecutor() as pool:
-        coming = read(batches[0]) if batches else []
-        for batch, following in itertools.zip_longest(batches, batches[1:], fillvalue=range(0)):
-            pixels = np.stack([image.result() for image in coming])
-            coming = read(following)  # while the model works
-            found = _forward(torch, network, modules, layers, pixels, device, functools.partial(take, batch))
-            for layer, rows in found.items():
-                finite = np.isfinite(rows).reshape(len(rows), -1).all(axis=1)
-                if not finite.all():
-                    image, hint = stimuli.names[batch[int(np.argmin(finite))]], ": try float32" if dtype == "float16" else ""
-                    raise ValueError(f"Layer {layer} has NaN or infinity, as {dtype}, for image {image}{hint}.")
-                writers[layer](batch, rows)
-            write_json(counter, {"images": batch.stop})
-            bar.update(len(batch))
+    for batch, pixels in _batches(stimuli, preprocessing, done, batch_size, shows_progress(progress)):
+        for layer, rows in forward(pixels, functools.partial(take, batch)).items():
+            _refuse_infinite(rows, layer, [stimuli.names[i] for i in batch])
+            writers[layer](batch, rows)
+        write_json(counter, {"images": batch.stop})
     return {layer: data.load(str(file)) for layer, file in files.items()}
 
 
-def manifest(path: str | os.PathLike) -> dict[str, Any] | None:
-    """What `extract` wrote beside one of its arrays, and as "array" what it wrote of this one; None for other files.
+def _check(layers: Sequence[str], position: Any, dtype: str, format: str, batch_size: int, seed: int) -> None:
+    """Refuses arguments of `extract` that fit no model."""
+    for name, value, known in (("dtype", dtype, ("float16", "float32")), ("format", format, ("npy", "zarr"))):
+        if value not in known:
+            raise ValueError(f"{name} must be {' or '.join(known)}, got {value!r}.")
+    for name, number, least in (("batch_size", batch_size, 1), ("seed", seed, 0)):
+        if number < least:
+            raise ValueError(f"{name} must be at least {least}, got {number}.")
+    whole = isinstance(position, int | np.integer) and not isinstance(position, bool)
+    if position not in POSITIONS and not (whole and int(position) >= 1):
+        raise ValueError(f"position must be one of {', '.join(POSITIONS)} or a number of positions, got {position!r}.")
+    if isinstance(layers, str) or not layers or len(set(layers)) < len(layers):
+        raise ValueError(f"layers must list at least one name, and none twice, got {layers!r}.")
 
-    Raises:
-        ValueError: rows that are not as many as the images that are named, or images whose hashes are not told.
+
+def _modules(network: Any, layers: Sequence[str]) -> dict[str, Any]:
+    """The modules of these names."""
+    modules = {name: module for name, module in network.named_modules() if name}
+    for layer in layers:
+        if layer not in modules:
+            raise ValueError(f"layers: the model has no {layer!r}{_near(layer, modules)}.")
+    return {layer: modules[layer] for layer in layers}
+
+
+def _previewed(
+    forward: Callable[..., dict[str, Any]], network: Any, pixels: int, device: str, channel_axis: int
+) -> dict[str, Any]:
+    """What the layers return for two images of zeros, as `_split` has it; the network is ready for more then."""
+    shape = (3, pixels, pixels)
+    try:
+        network.to(device).eval()
+        return forward(np.zeros((2, *shape), np.float32), lambda layer, output: _split(output, channel_axis))
+    except (AssertionError, IndexError, RuntimeError, TypeError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"model does not run on images of shape {shape} on {device}: {reason}") from error
+
+
+def _planned(
+    outputs: dict[str, Any], n_images: int, position: str | int, seed: int, format: str
+) -> tuple[dict[str, dict[str, Any]], dict[tuple[int, ...], np.ndarray]]:
+    """What the manifest tells of each layer's array, and the sampled positions `(images, positions)` of each grid."""
+    arrays, sampled = {}, {}
+    for layer, (rows, grid, n_before) in outputs.items():
+        if position == "class" and grid and not n_before:
+            raise ValueError(f"position class needs a token before the grid, but {layer} has none (grid {grid}).")
+        shape = [n_images, rows.shape[-1]]
+        positions: Any = None
+        if grid and position == "all":
+            shape.insert(1, math.prod(grid))
+        elif grid and position == "center":
+            positions = int(np.ravel_multi_index([length // 2 for length in grid], grid))
+        elif grid and isinstance(position, int):
+            if position > math.prod(grid):
+                raise ValueError(f"position must be at most the {math.prod(grid)} positions of {layer}, got {position}.")
+            sampled[grid] = _sampled(seed, grid, position, n_images)
+            shape.insert(1, position)
+            positions = _positions_file(grid)
+        file = f"{layer}.{format}"
+        arrays[layer] = {"file": file, "shape": shape, "grid": grid, "tokens_before_grid": n_before, "positions": positions}
+    return arrays, sampled
+
+
+def _positions_file(grid: tuple[int, ...]) -> str:
+    return f"positions_{'x'.join(map(str, grid))}.npy"
+
+
+def _at_positions(torch: Any, rows: Any, n_before: int, position: str | int, at: Any) -> Any:
+    """Rows `(images, tokens and positions, channels)` at the positions that are wanted.
+
+    `at` is the one position of "center", or the sampled ones, `(images, positions)`.
     """
-    file = Path(path).parent / "manifest.json"
-    told = read_json(file) if file.is_file() else {}
-    own = [array for array in told.get("arrays", {}).values() if array["file"] == Path(path).name]
-    if not own:
-        return None
-    if len(told["images"]) != (n := data.load(str(path)).shape[0]):
-        raise ValueError(f"{path} has {n} rows, but {file} names {len(told['images'])} images.")
-    if "image_sha256" not in told:
-        raise ValueError(f"{file} is of an earlier version, without the hashes of the images: extract anew.")
-    return {**told, "array": own[0]}
+    if position == "class":
+        return rows[:, 0]
+    rows = rows[:, n_before:]
+    if position == "mean":
+        return rows.float().mean(1)
+    if position == "center":
+        return rows[:, at]
+    if position == "all":
+        return rows
+    return torch.take_along_dim(rows, torch.from_numpy(at).to(rows.device)[..., None], 1)
 
 
-def _load(torch, model, weights, seed):
+def _batches(
+    images: Images, preprocessing: Preprocessing, first: int, batch_size: int, progress: bool
+) -> Iterator[tuple[range, np.ndarray]]:
+    """The images from the first on: the numbers of a batch, and its pixels; the next one is read while a batch is worked on."""
+    from tqdm import tqdm
+
+    n = len(images)
+    batches = [range(start, min(start + batch_size, n)) for start in range(first, n, batch_size)]
+    bar = tqdm(total=n, initial=first, desc="extract", unit="image", disable=not progress)
+    with bar, ThreadPoolExecutor() as pool:
+
+        def read(batch: range) -> list[Any]:
+            return [pool.submit(lambda i: preprocessing(images[i]), i) for i in batch]
+
+        coming = read(batches[0]) if batches else []
+        for batch, following in itertools.zip_longest(batches, batches[1:], fillvalue=range(0)):
+            pixels = np.stack([image.result() for image in coming])
+            coming = read(following)
+            yield batch, pixels
+            bar.update(len(batch))
+
+
+def _refuse_infinite(rows: np.ndarray, layer: str, names: Sequence[str]) -> None:
+    finite = np.isfinite(rows).reshape(len(rows), -1).all(axis=1)
+    if not finite.all():
+        image, hint = names[int(np.argmin(finite))], ": try float32" if rows.dtype == np.float16 else ""
+        raise ValueError(f"Layer {layer} has NaN or infinity, as {rows.dtype}, for image {image}{hint}.")
+
+
+def _load(torch: Any, model: Any, weights: str, seed: int) -> Any:
     """The model, with its weights."""
     source, _, name = model.partition(":") if isinstance(model, str) else ("", "", "")
     if not name and not isinstance(model, torch.nn.Module):
@@ -369,7 +279,7 @@ def _load(torch, model, weights, seed):
     return model
 
 
-def _from_library(source, name, pretrained):
+def _from_library(source: str, name: str, pretrained: bool) -> Any:
     library = _needed("torchvision.models" if source == "torchvision" else "timm")
     known = library.list_models()
     if name.partition(".")[0] not in known:  # timm names weights after a dot
@@ -379,19 +289,19 @@ def _from_library(source, name, pretrained):
     return library.get_model(name, weights="DEFAULT" if pretrained else None)
 
 
-def _from_callable(torch, source, name):
-    found = _needed(source)
+def _from_callable(torch: Any, source: str, name: str) -> Any:
+    make = _needed(source)
     for part in name.split("."):
-        if not hasattr(found, part):
-            raise ValueError(f"model: {source} has no {name!r}{_near(part, dir(found))}.")
-        found = getattr(found, part)
-    network = found()
+        if not hasattr(make, part):
+            raise ValueError(f"model: {source} has no {name!r}{_near(part, dir(make))}.")
+        make = getattr(make, part)
+    network = make()
     if not isinstance(network, torch.nn.Module):
         raise ValueError(f"model: {source}:{name} must return a torch.nn.Module, got a {type(network).__name__}.")
     return network
 
 
-def _set_weights(torch, network, path):
+def _set_weights(torch: Any, network: Any, path: str) -> None:
     if not Path(path).is_file():
         raise FileNotFoundError(f"weights must be default, random or a file, but {path} is not there.")
     try:
@@ -404,12 +314,14 @@ def _set_weights(torch, network, path):
         raise ValueError(f"weights: {path} is no state dict of the model: {reason[:300]}") from error
 
 
-def _forward(torch, network, modules, layers, pixels, device, take):
-    """What `take` makes of each layer's output, by layer, in the order of `layers`."""
+def _forward(
+    torch: Any, network: Any, modules: dict[str, Any], device: str, pixels: np.ndarray, take: Callable[[str, Any], Any]
+) -> dict[str, Any]:
+    """What `take` makes of each layer's output, by layer, in the order of `modules`."""
     taken = {}
 
-    def hook(layer):
-        def keep(module, inputs, output):
+    def hook(layer: str) -> Callable[..., None]:
+        def keep(module: Any, inputs: Any, output: Any) -> None:
             output = output[0] if isinstance(output, tuple | list) and output else output
             if not isinstance(output, torch.Tensor) or not 2 <= output.ndim <= 4 or len(output) != len(pixels):
                 got = f"shape {tuple(output.shape)}" if isinstance(output, torch.Tensor) else f"a {type(output).__name__}"
@@ -423,7 +335,7 @@ def _forward(torch, network, modules, layers, pixels, device, take):
 
         return keep
 
-    hooks = [modules[layer].register_forward_hook(hook(layer)) for layer in layers]
+    hooks = [module.register_forward_hook(hook(layer)) for layer, module in modules.items()]
     try:
         # Float32 as it is: the tensor cores of a GPU would round to 10 bits.
         with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
@@ -431,12 +343,12 @@ def _forward(torch, network, modules, layers, pixels, device, take):
     finally:
         for handle in hooks:
             handle.remove()
-    if missed := [layer for layer in layers if layer not in taken]:
+    if missed := [layer for layer in modules if layer not in taken]:
         raise ValueError(f"layers: the model does not run {', '.join(missed)}.")
-    return {layer: taken[layer] for layer in layers}
+    return {layer: taken[layer] for layer in modules}
 
 
-def _split(output, channel_axis):
+def _split(output: Any, channel_axis: int) -> tuple[Any, tuple[int, ...], int]:
     """An output as `(images, positions, channels)`, its grid, empty where it has none, and how many tokens stand before it."""
     if output.ndim == 2:
         return output, (), 0
@@ -445,17 +357,17 @@ def _split(output, channel_axis):
         return output.flatten(1, 2), tuple(output.shape[1:3]), 0
     n_tokens = output.shape[1]
     side = math.isqrt(n_tokens)
-    others = n_tokens - side**2
-    return (output, (side, side), others) if others < side else (output, (n_tokens,), 0)
+    n_before = n_tokens - side**2
+    return (output, (side, side), n_before) if n_before < side else (output, (n_tokens,), 0)
 
 
-def _sampled(seed, grid, n_positions, n_images):
+def _sampled(seed: int, grid: tuple[int, ...], n_positions: int, n_images: int) -> np.ndarray:
     """Positions of each image, in ascending order; those of an image do not depend on how many come after it."""
     rng = np.random.default_rng((seed, *grid))
     return np.sort([rng.choice(math.prod(grid), n_positions, replace=False) for _ in range(n_images)], axis=1)
 
 
-def _writer(file, shape, dtype, format, new):
+def _writer(file: Path, shape: Sequence[int], dtype: str, format: str, new: bool) -> Callable[[range, np.ndarray], None]:
     """A function that writes rows at their indices, and has written them when it returns."""
     if format == "npy":
         array = np.lib.format.open_memmap(file, mode="w+" if new else "r+", dtype=dtype, shape=tuple(shape))
@@ -463,7 +375,7 @@ def _writer(file, shape, dtype, format, new):
             with file.open("r+b") as content:  # a disk that fills up later would kill the process
                 os.posix_fallocate(content.fileno(), 0, file.stat().st_size)
 
-        def write(batch, rows):
+        def write(batch: range, rows: np.ndarray) -> None:
             array[batch.start : batch.stop] = rows
             array.flush()
 
@@ -478,48 +390,44 @@ def _writer(file, shape, dtype, format, new):
     return lambda batch, rows: store[batch.start : batch.stop].write(rows).result()
 
 
-def _weights_sha256(torch, network):
-    found = hashlib.sha256()
+def _weights_sha256(torch: Any, network: Any) -> str:
+    seal = hashlib.sha256()
     for name, value in sorted(network.state_dict().items()):
         if isinstance(value, torch.Tensor):
-            found.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
-            found.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return found.hexdigest()
+            seal.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+            seal.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return seal.hexdigest()
 
 
-def _needed(module):
+def _needed(module: str) -> Any:
     """A module of an optional package, or of the user."""
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         missing = error.name or module
         package = missing.partition(".")[0]
-        if package in ("torch", "torchvision", "PIL"):
+        if package in ("torch", "torchvision"):
             raise ImportError(f"{package} is not installed: pip install 'superpos[torch]'.") from error
         if package == "timm":
             raise ImportError("timm is not installed: pip install timm.") from error
         raise ImportError(f"There is no module {missing!r} to import; if it is a package: pip install {package}.") from error
 
 
-def _near(name, names):
+def _near(name: str, names: Iterable[str]) -> str:
     """What to append to an error about an unknown name."""
     # Any part of a long name that is right helps: near names first, then those that hold it.
     names = list(names)
-    found = difflib.get_close_matches(name, names, n=5, cutoff=0.5) or [known for known in names if name in known][:5]
-    if found:
-        return f"; near names are {', '.join(found)}"
+    near = difflib.get_close_matches(name, names, n=5, cutoff=0.5) or [known for known in names if name in known][:5]
+    if near:
+        return f"; near names are {', '.join(near)}"
     return f"; it has {', '.join(names[:10]) or 'none'}{', ...' if len(names) > 10 else ''}"
 
 
-def _versions(*packages):
-    found = {}
+def _versions(*packages: str) -> dict[str, str]:
+    versions = {}
     for package in packages:
         try:
-            found[package] = metadata.version(package)
+            versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             continue
-    return found
-
-
-def _hidden(name):
-    return any(part.startswith((".", "__MACOSX")) for part in name.split("/"))
+    return versions

@@ -27,6 +27,9 @@ class CNN(nn.Module):
     Attributes:
         n_classes: number of classes.
         widths: channels of each block; the stem has those of the first.
+
+    >>> CNN(n_classes=10, widths=(16, 32)).layers
+    ('stem', 'block1', 'block2')
     """
 
     n_classes: int
@@ -72,6 +75,9 @@ class ViT(nn.Module):
 
     Raises (when called):
         ValueError: images that are no whole number of patches, or heads that do not divide the width.
+
+    >>> ViT(n_classes=10, depth=1).layers
+    ('block1.mlp', 'block1')
     """
 
     n_classes: int
@@ -181,10 +187,10 @@ class Classifier:
                 near = difflib.get_close_matches(name, self.layers, n=3, cutoff=0.4)
                 hint = f"near it: {', '.join(near)}" if near else f"there are: {', '.join(self.layers)}"
                 raise ValueError(f"layers must be layers of the network, got {name!r}; {hint}.")
-        found = self._apply(params, images)[1]
-        return {name: found[name] for name in names}
+        activations = self._apply(params, images)[1]
+        return {name: activations[name] for name in names}
 
-    def _apply(self, params, images):
+    def _apply(self, params: Any, images: Array) -> tuple[Array, dict[str, Array]]:
         if jnp.shape(images)[1:] != self.shape:
             raise ValueError(f"images must be (n, {', '.join(map(str, self.shape))}), got {jnp.shape(images)}.")
         return self.net.apply({"params": params}, images)
@@ -200,18 +206,18 @@ class _Convolution(nn.Module):
     stride: int = 1
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: Array) -> Array:
         height, width = x.shape[1:3]
         padded, stride = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))), self.stride
         shifted = [padded[:, i : i + height : stride, j : j + width : stride] for i in range(3) for j in range(3)]
         return nn.Dense(self.width, use_bias=False)(jnp.concatenate(shifted, axis=-1))
 
 
-def _normalized(x):
+def _normalized(x: Array) -> Array:
     return nn.GroupNorm(num_groups=math.gcd(8, x.shape[-1]))(x)
 
 
-def _grid_waves(rows, columns, width):
+def _grid_waves(rows: int, columns: int, width: int) -> Array:
     """Sines and cosines of each patch's row and column, `(rows * columns, width)`."""
     row, column = (axis.reshape(-1, 1) for axis in jnp.indices((rows, columns)))
     rate = 10_000.0 ** -jnp.linspace(0, 1, -(-width // 4))

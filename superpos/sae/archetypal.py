@@ -1,19 +1,21 @@
 """The archetypal sparse autoencoder, strict and relaxed."""
 
 import dataclasses
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Key
 
 from superpos import linalg
-from superpos.sae.base import STATIC
+from superpos.sae.base import Code, register
+from superpos.sae.options import COEFFICIENT, STATIC, Params, choice
 from superpos.sae.topk import TopK
 
 
+@register("archetypal")
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Archetypal(TopK):
@@ -37,23 +39,23 @@ class Archetypal(TopK):
     """
 
     _: dataclasses.KW_ONLY
-    decoder_norm: str = dataclasses.field(default="free", metadata=STATIC)
+    decoder_norm: str = choice("free")
+    dead: str = choice("reanimate", "auxiliary", "signed", "none")  # what a latent is set to must stay near the data
     n_points: int | None = dataclasses.field(default=None, metadata=STATIC)
-    delta: ArrayLike = 1.0
+    delta: ArrayLike = dataclasses.field(default=1.0, metadata=COEFFICIENT)
 
     learned_decoder: ClassVar[bool] = False
-    takes: ClassVar[dict[str, tuple]] = {"decoder_norm": ("free",), "dead": ("reanimate", "auxiliary", "signed", "none")}
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if self.n_points is not None and self.n_points < self.n_latents:
             raise ValueError(f"n_points must be at least n_latents = {self.n_latents}, got {self.n_points}.")
 
     @property
-    def _points(self):
+    def _points(self) -> int:
         return 4 * self.n_latents if self.n_points is None else self.n_points
 
-    def init(self, key):
+    def init(self, key: Key[Array, ""]) -> Params:
         """Latents start at points of their own, drawn; the points are random, until `calibrate` is given data."""
         params = super().init(key)
         del params["W_dec"]
@@ -62,12 +64,12 @@ class Archetypal(TopK):
         chosen = jax.random.permutation(choice_key, self._points)[: self.n_latents]
         return self._at({**params, "A": jax.nn.one_hot(chosen, self._points)}, points)
 
-    def calibrate(self, params, x):
+    def calibrate(self, params: Params, x: Float[Array, "n inputs"]) -> Params:
         """The start with what it takes from data: the scale of the inputs, b_dec, and the points."""
         params = super().calibrate(params, x)
         return self._at(params, centroids(self._columns(params, x)[0].T - params["b_dec"], self._points))
 
-    def _at(self, params, points):
+    def _at(self, params: Params, points: Array) -> Params:
         start = {
             "C": points,
             "relax": jnp.zeros((self.n_latents, self.n_inputs)),
@@ -78,12 +80,14 @@ class Archetypal(TopK):
             start["W_enc"] = own / jnp.maximum(jnp.linalg.norm(own, axis=0), 1e-12)
         return {**params, **start}
 
-    def dictionary(self, params):
+    def dictionary(self, params: Params) -> Float[Array, "latents inputs"]:
         """The direction of each latent, in normalised inputs."""
         mixed = params["A"] @ lax.stop_gradient(params["C"]) + params["relax"]
         return jnp.exp(params["log_multiplier"]) * mixed
 
-    def after_step(self, params, opt_state, aux, *, key, step):
+    def after_step(
+        self, params: Params, opt_state: Any, aux: dict[str, Any], *, key: Key[Array, ""], step: ArrayLike
+    ) -> tuple[Params, Any]:
         """Keeps A row-stochastic and Λ within its bound."""
         params, opt_state = super().after_step(params, opt_state, aux, key=key, step=step)
         mix = jax.nn.relu(params["A"])
@@ -94,7 +98,7 @@ class Archetypal(TopK):
         }
         return {**params, **kept}, opt_state
 
-    def _code(self, params, x, step):
+    def _code(self, params: Params, x: Array, step: ArrayLike) -> Code:
         return super()._code(params, x, step)._replace(buffers={"C": params["C"]})
 
 
@@ -102,7 +106,7 @@ def centroids(x: Float[Array, "n units"], count: int, steps: int = 10) -> Float[
     """k-means centroids by Lloyd's iteration, from the first samples, in turn where there are too few."""
     first = x[jnp.arange(count) % len(x)]
 
-    def move(_, points):
+    def move(_: Any, points: Array) -> Array:
         nearest = jnp.argmin(jnp.sum(points**2, axis=1) - 2 * x @ points.T, axis=1)
         members = nearest[:, None] == jnp.arange(count)
         sizes = jnp.sum(members, axis=0)[:, None]

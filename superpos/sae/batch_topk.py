@@ -8,10 +8,12 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float
 
-from superpos.sae.base import Code
+from superpos.sae.base import Code, register
+from superpos.sae.options import Params
 from superpos.sae.topk import TopK, warm_k
 
 
+@register("batch_topk")
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class BatchTopK(TopK):
@@ -28,15 +30,15 @@ class BatchTopK(TopK):
     Params: those of `SparseAutoencoder`, and `"threshold": ()`.
     """
 
-    def calibrate(self, params, x):
+    def calibrate(self, params: Params, x: Float[Array, "n inputs"]) -> Params:
         """The start with what it takes from data: the scale of the inputs, b_dec, and the threshold."""
         params = super().calibrate(params, x)
         return {**params, "threshold": self._code(params, self._columns(params, x)[0], 0).buffers["threshold"]}
 
-    def _buffers(self):
+    def _buffers(self) -> Params:
         return {**super()._buffers(), "threshold": jnp.zeros(())}
 
-    def _code(self, params, x, step):
+    def _code(self, params: Params, x: Array, step: ArrayLike) -> Code:
         pre = self._pre(params, x)
         mask = largest_mask(lax.stop_gradient(pre), warm_k(self, step) * x.shape[1])
         h = jnp.where(mask, pre, 0)
@@ -46,7 +48,7 @@ class BatchTopK(TopK):
         threshold = old + rate * (jnp.where(jnp.isfinite(smallest), smallest, old) - old)
         return Code(pre, h, buffers={"threshold": threshold})
 
-    def _infer(self, params, x):
+    def _infer(self, params: Params, x: Array) -> Array:
         pre = self._pre(params, x)
         return jnp.where(pre > jnp.maximum(params["threshold"], 0), pre, 0)
 
@@ -62,11 +64,12 @@ def largest_mask(x: Float[Array, "units n"], count: ArrayLike) -> Bool[Array, "u
     bits = lax.bitcast_convert_type(jnp.maximum(x, 0), jnp.int64 if x.dtype.itemsize == 8 else jnp.int32)
     zero = jnp.zeros((), bits.dtype)
 
-    def halve(ends):  # at least `count` entries lie above low, at most as many above high
+    # At least `count` entries lie above low, at most as many above high.
+    def halve(ends: tuple[Array, Array]) -> tuple[Array, Array]:
         low, high = ends
         middle = low + (high - low) // 2
-        found = jnp.sum(bits > middle)
-        return jnp.where(found >= count, middle, low), jnp.where(found <= count, middle, high)
+        count_above = jnp.sum(bits > middle)
+        return jnp.where(count_above >= count, middle, low), jnp.where(count_above <= count, middle, high)
 
     # Ends meet as soon as exactly `count` entries lie above: about half of the passes that all bits would take.
     _, high = lax.while_loop(lambda ends: ends[1] - ends[0] > 1, halve, (zero - 1, jnp.max(bits)))

@@ -1,15 +1,20 @@
 """The gated sparse autoencoder."""
 
 import dataclasses
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
+from jaxtyping import Array, Key
 
-from superpos.sae.base import Code, SparseAutoencoder, linear, mean_square
+from superpos.sae.base import Code, SparseAutoencoder, register
+from superpos.sae.kernels import linear, mean_square
+from superpos.sae.options import COEFFICIENT, Params
 
 
+@register("gated")
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Gated(SparseAutoencoder):
@@ -26,15 +31,18 @@ class Gated(SparseAutoencoder):
     Params: those of `SparseAutoencoder`, with `"b_gate"`, `"r_mag"` and `"b_mag"`, each `(n_latents,)`, in place of `"b_enc"`.
     """
 
-    l1: ArrayLike
+    l1: ArrayLike = dataclasses.field(metadata=COEFFICIENT)
 
-    def init(self, key):
+    ladder: ClassVar = ("l1", (1.5, 3.0, 6.0))
+    of_latents: ClassVar = SparseAutoencoder.of_latents | {"b_gate", "r_mag", "b_mag"}
+
+    def init(self, key: Key[Array, ""]) -> Params:
         """As all start; gates and magnitudes agree."""
         params = super().init(key)
         bias = params.pop("b_enc")
         return {**params, "b_gate": bias, "r_mag": jnp.zeros_like(bias), "b_mag": bias}
 
-    def _code(self, params, x, step):
+    def _code(self, params: Params, x: Array, step: ArrayLike) -> Code:
         gate = self._pre({**params, "b_enc": params["b_gate"]}, x)
         rescale, shift = jnp.exp(params["r_mag"]), params["b_mag"] - jnp.exp(params["r_mag"]) * params["b_gate"]
         magnitude = gate * rescale[:, None] + shift[:, None]

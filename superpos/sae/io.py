@@ -15,8 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from superpos import sae as kinds  # for its ARCHITECTURES: the package is not complete before this module is
-from superpos.sae.base import Params, SparseAutoencoder
+from superpos.sae.base import ARCHITECTURES, Params, SparseAutoencoder
 
 _CONFIG, _WEIGHTS = "cfg.json", "sae_weights.safetensors"
 
@@ -73,11 +72,9 @@ def save(
         raise ValueError(f"format takes superpos, saelens, got {format!r}.")
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((sae, params))):
         raise ValueError("sae and params must be concrete, got traced ones: call save outside of jit and vmap.")
-    name = {kind: name for name, kind in kinds.ARCHITECTURES.items()}.get(type(sae))
+    name = {kind: name for name, kind in ARCHITECTURES.items()}.get(type(sae))
     if name is None:
-        raise ValueError(
-            f"sae must be one of sp.sae.ARCHITECTURES ({', '.join(kinds.ARCHITECTURES)}), got a {type(sae).__name__}."
-        )
+        raise ValueError(f"sae must be one of sp.sae.ARCHITECTURES ({', '.join(ARCHITECTURES)}), got a {type(sae).__name__}.")
     if format == "saelens" and name not in _COUNTERPARTS:
         raise ValueError(f"format 'saelens' takes {', '.join(_COUNTERPARTS)}, got {name}, which SAELens cannot compute.")
     if format == "saelens" and sae.rectified:
@@ -89,7 +86,7 @@ def save(
         config["metadata"] = {"sae_lens_version": "6.0.0", **metadata}  # of the layout: without it an older one is read
     else:
         values = {field.name: np.asarray(getattr(sae, field.name)).tolist() for field in dataclasses.fields(sae)}
-        config, tensors = {"superpos": {"architecture": name, "fields": values}, "metadata": metadata}, params
+        config, tensors = {"superpos": {"architecture": name, "fields": values}, "metadata": metadata}, dict(params)
     try:
         text = json.dumps(config, indent=1) + "\n"
     except TypeError as error:
@@ -154,7 +151,7 @@ def load(path: str | os.PathLike, *, scaling_factor: float | None = None) -> tup
     return _from_saelens(path, config, tensors, 1.0 if scaling_factor is None else scaling_factor)
 
 
-def _to_saelens(name, sae, params):
+def _to_saelens(name: str, sae: Any, params: Params) -> tuple[dict[str, Any], dict[str, Any]]:
     """The configuration and the tensors, with the scale of inputs in the weights; arithmetic is rounded once."""
     dtype = jnp.promote_types(params["b_dec"].dtype, jnp.float32)
     exact = {key: np.asarray(value, np.float64) for key, value in params.items()}
@@ -188,20 +185,20 @@ def _to_saelens(name, sae, params):
     return config, {key: value.astype(dtype) for key, value in tensors.items()}
 
 
-def _present(path, config):
+def _present(path: Path, config: dict[str, Any]) -> dict[str, Any]:
     """A configuration of SAELens in its present layout, checked; before version 6 keys had other names and defaults."""
     activation = config.get("activation_fn") or config.get("activation_fn_str") or "relu"
     hook = config.get("hook_name") or config.get("hook_point") or ""
-    found = {
+    present = {
         "architecture": "standard",
         "apply_b_dec_to_input": True,
         "reshape_activations": "hook_z" if "hook_z" in hook else "none",
         **config,
     }
     normalize = config.get("normalize_activations") or "none"
-    found["normalize_activations"] = "expected_average_only_in" if normalize is True else normalize
+    present["normalize_activations"] = "expected_average_only_in" if normalize is True else normalize
     if activation == "topk":
-        found |= {"architecture": "topk", **(config.get("activation_fn_kwargs") or {})}
+        present |= {"architecture": "topk", **(config.get("activation_fn_kwargs") or {})}
     elif activation != "relu":
         raise ValueError(f"activation_fn of {path} must be relu or topk, got {activation!r}.")
     takes = {
@@ -211,15 +208,15 @@ def _present(path, config):
         "use_error_term": (False, None),
     }
     for key, values in takes.items():
-        if found.get(key) not in values:
-            raise ValueError(f"{key} of {path} must be {', '.join(map(str, values))} to be read here, got {found[key]!r}.")
-    for key in ("d_in", "d_sae", "k") if found["architecture"] == "topk" else ("d_in", "d_sae"):
-        if not isinstance(found.get(key), int | float):
-            raise ValueError(f"{key} of {path} must be a number, got {found.get(key)!r}.")
-    return found
+        if present.get(key) not in values:
+            raise ValueError(f"{key} of {path} must be {', '.join(map(str, values))} to be read here, got {present[key]!r}.")
+    for key in ("d_in", "d_sae", "k") if present["architecture"] == "topk" else ("d_in", "d_sae"):
+        if not isinstance(present.get(key), int | float):
+            raise ValueError(f"{key} of {path} must be a number, got {present.get(key)!r}.")
+    return present
 
 
-def _from_saelens(path, config, tensors, factor):
+def _from_saelens(path: Path, config: dict[str, Any], tensors: Params, factor: float) -> tuple[SparseAutoencoder, Params]:
     d_in, d_sae = int(config["d_in"]), int(config["d_sae"])
     vectors, name, fields = _READ[config["architecture"]]
     if "scaling_factor" in tensors and np.allclose(tensors["scaling_factor"], 1):  # some old folders have one without use
@@ -237,20 +234,17 @@ def _from_saelens(path, config, tensors, factor):
         exact["log_threshold"] = np.log(np.maximum(exact.pop("threshold"), np.finfo(np.float32).tiny))
     normalize = "layer_norm" if config["normalize_activations"] == "layer_norm" else "none"
     centered = bool(config["apply_b_dec_to_input"])
-    sae = kinds.ARCHITECTURES[name](
-        d_in, d_sae, **fields, centered=centered, normalize=normalize, decoder_norm="free", bias="zero"
-    )
+    kind: Any = ARCHITECTURES[name]
+    sae = kind(d_in, d_sae, **fields, centered=centered, normalize=normalize, decoder_norm="free", bias="zero")
     dtype = jnp.promote_types(tensors["b_dec"].dtype, jnp.float32)
     return sae, {**sae._buffers(), **{key: jnp.asarray(value, dtype) for key, value in exact.items()}}
 
 
-def _own(path, config, tensors):
+def _own(path: Path, config: dict[str, Any], tensors: Params) -> tuple[SparseAutoencoder, Params]:
     own = config["superpos"]
-    kind = kinds.ARCHITECTURES.get(own["architecture"])
+    kind: Any = ARCHITECTURES.get(own["architecture"])
     if kind is None:  # of a later version
-        raise ValueError(
-            f"architecture of {path} must be one of {', '.join(kinds.ARCHITECTURES)}, got {own['architecture']!r}."
-        )
+        raise ValueError(f"architecture of {path} must be one of {', '.join(ARCHITECTURES)}, got {own['architecture']!r}.")
     static = {field.name for field in dataclasses.fields(kind) if field.metadata.get("static")}
     fields = {
         key: value if not isinstance(value, list) else tuple(value) if key in static else jnp.asarray(value)
@@ -264,13 +258,13 @@ def _own(path, config, tensors):
     return sae, tensors
 
 
-def _shapes(sae):
+def _shapes(sae: SparseAutoencoder) -> dict[str, tuple[int, ...]]:
     """Shapes of the parameters of one model."""
-    one = jax.tree.map(lambda leaf: np.ravel(leaf)[0].item(), sae)  # a field may hold a number a seed
-    return {name: leaf.shape for name, leaf in jax.eval_shape(one.init, jax.random.key(0)).items()}
+    single = jax.tree.map(lambda leaf: np.ravel(leaf)[0].item(), sae)  # a field may hold a number a seed
+    return {name: leaf.shape for name, leaf in jax.eval_shape(single.init, jax.random.key(0)).items()}
 
 
-def _check(tensors, shapes, what, stacked=False):
+def _check(tensors: Params, shapes: dict[str, tuple[int, ...]], what: str, stacked: bool = False) -> None:
     """Refuses names and shapes other than these; leading axes that all share are those of a stack of models."""
     for problem, names in (("lacks", shapes.keys() - tensors.keys()), ("also has", tensors.keys() - shapes.keys())):
         if names:
@@ -281,7 +275,7 @@ def _check(tensors, shapes, what, stacked=False):
             raise ValueError(f"{name} of {what} must be {lead + shape}, got {np.shape(tensors[name])}.")
 
 
-def _write(path, text, tensors):
+def _write(path: Path, text: str, tensors: Any) -> None:
     """Writes a hidden folder beside the path, then renames it."""
     from safetensors.numpy import save_file
 
@@ -303,11 +297,11 @@ def _write(path, text, tensors):
         shutil.rmtree(old, ignore_errors=True)
 
 
-def _json(file):
+def _json(file: Path) -> dict[str, Any]:
     try:
-        found = json.loads(file.read_text())
+        content = json.loads(file.read_text())
     except ValueError as error:
         raise ValueError(f"{file} is not valid JSON ({error}).") from error
-    if not isinstance(found, dict):
-        raise ValueError(f"{file} must hold a JSON object, got a {type(found).__name__}.")
-    return found
+    if not isinstance(content, dict):
+        raise ValueError(f"{file} must hold a JSON object, got a {type(content).__name__}.")
+    return content

@@ -1,16 +1,19 @@
 """The JumpReLU sparse autoencoder."""
 
 import dataclasses
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Key
 
-from superpos.sae.base import Code, SparseAutoencoder
+from superpos.sae.base import Code, SparseAutoencoder, register
+from superpos.sae.options import COEFFICIENT, POSITIVE, Params
 
 
+@register("jumprelu")
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class JumpReLU(SparseAutoencoder):
@@ -28,16 +31,19 @@ class JumpReLU(SparseAutoencoder):
     Params: those of `SparseAutoencoder`, and `"log_threshold": (n_latents,)`.
     """
 
-    l0: ArrayLike
+    l0: ArrayLike = dataclasses.field(metadata=COEFFICIENT)
     _: dataclasses.KW_ONLY
-    bandwidth: ArrayLike = 0.5
-    start: ArrayLike = 0.5
+    bandwidth: ArrayLike = dataclasses.field(default=0.5, metadata=POSITIVE)
+    start: ArrayLike = dataclasses.field(default=0.5, metadata=POSITIVE)
 
-    def init(self, key):
+    ladder: ClassVar = ("l0", (0.3, 0.6, 1.2))
+    of_latents: ClassVar = SparseAutoencoder.of_latents | {"log_threshold"}
+
+    def init(self, key: Key[Array, ""]) -> Params:
         """As all start, with equal thresholds."""
         return {**super().init(key), "log_threshold": jnp.full(self.n_latents, jnp.log(self.start))}
 
-    def _code(self, params, x, step_number):
+    def _code(self, params: Params, x: Array, step_number: ArrayLike) -> Code:
         pre = self._pre(params, x)
         threshold = jnp.exp(params["log_threshold"])[:, None]
         active = jnp.sum(jnp.mean(step(pre, threshold, self.bandwidth), axis=1))
@@ -56,10 +62,10 @@ def jump(x: Float[Array, "units n"], threshold: Float[Array, "units 1"], bandwid
     return jnp.where(x > threshold, x, 0) + _through(threshold, -threshold * _kernel(x, threshold, bandwidth) / bandwidth)
 
 
-def _kernel(x, threshold, bandwidth):
+def _kernel(x: Array, threshold: Array, bandwidth: ArrayLike) -> Array:
     return (jnp.abs(x - threshold) < bandwidth / 2).astype(x.dtype)
 
 
-def _through(value, slope):
+def _through(value: Array, slope: Array) -> Array:
     """Zero, with a slope."""
     return (value - lax.stop_gradient(value)) * lax.stop_gradient(slope)

@@ -7,11 +7,15 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
+from jaxtyping import Array, Key
 
-from superpos.sae.base import STATIC, Code, SparseAutoencoder, linear, top_k_mask
+from superpos.sae.base import Code, SparseAutoencoder, register
+from superpos.sae.kernels import linear, top_k_mask
+from superpos.sae.options import STATIC, Params, choice
 from superpos.sae.topk import checked_k, warm_k
 
 
+@register("matching_pursuit")
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class MatchingPursuit(SparseAutoencoder):
@@ -35,10 +39,14 @@ class MatchingPursuit(SparseAutoencoder):
     k: ArrayLike
     _: dataclasses.KW_ONLY
     most: int | None = dataclasses.field(default=None, metadata=STATIC)
+    # There is no encoder to choose; atoms of other norms would be matched by their lengths.
+    tied: bool = choice(True)
+    centered: bool = choice(True)
+    decoder_norm: str = choice("unit")
 
-    takes: ClassVar[dict[str, tuple]] = {"tied": (True,), "centered": (True,), "decoder_norm": ("unit",)}
+    ladder: ClassVar = ("k", (3, 4, 6))
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "k", checked_k(self.k, self.n_latents))
         if self.most is None and (self._warms or not isinstance(self.k, int)):
@@ -46,17 +54,17 @@ class MatchingPursuit(SparseAutoencoder):
         if self.most is not None and isinstance(self.k, int) and self.most < self.k:
             raise ValueError(f"most must be at least k = {self.k}, got {self.most}.")
 
-    def init(self, key):
+    def init(self, key: Key[Array, ""]) -> Params:
         """Random directions, no encoder."""
         params = super().init(key)
         return {name: value for name, value in params.items() if name not in ("W_enc", "b_enc")}
 
-    def _code(self, params, x, step):
+    def _code(self, params: Params, x: Array, step: ArrayLike) -> Code:
         decoder, k = self.dictionary(params), warm_k(self, step)
         left = x - params["b_dec"][:, None]
         start = linear(left, decoder.T)
 
-        def pursue(state, i):
+        def pursue(state: tuple[Array, Array], i: Array) -> tuple[tuple[Array, Array], None]:
             left, h = state
             scores = linear(left, decoder.T)
             best = top_k_mask(lax.stop_gradient(scores), 1)

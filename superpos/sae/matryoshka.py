@@ -5,11 +5,15 @@ import itertools
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool
 
-from superpos.sae.base import STATIC, linear, mean_square
+from superpos.sae.base import Code, register
 from superpos.sae.batch_topk import BatchTopK
+from superpos.sae.kernels import linear, mean_square
+from superpos.sae.options import STATIC, Params
 
 
+@register("matryoshka")
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Matryoshka(BatchTopK):
@@ -29,7 +33,7 @@ class Matryoshka(BatchTopK):
     _: dataclasses.KW_ONLY
     prefixes: tuple[int, ...] | None = dataclasses.field(default=None, metadata=STATIC)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         sizes = self.sizes
         if list(sizes) != sorted(set(sizes)) or sizes[:1] < (1,) or sizes[-1] != self.n_latents:
@@ -41,10 +45,10 @@ class Matryoshka(BatchTopK):
         halved = {max(self.n_latents >> i, 1) for i in range(5)}
         return tuple(sorted(halved)) if self.prefixes is None else tuple(self.prefixes)
 
-    def _errors(self, params, x, code, dead):
+    def _errors(self, params: Params, x: Array, code: Code, dead: Bool[Array, " latents"]) -> tuple[Array, Array, Array]:
         decoder, y, errors = params["W_dec"], params["b_dec"][:, None], []
         for start, stop in itertools.pairwise((0, *self.sizes)):
             y = y + linear(code.h[start:stop], decoder[start:stop])
             residual = self._residual(x, y)
             errors.append(mean_square(residual))
-        return jnp.mean(jnp.stack(errors)), residual, self._revive(params, residual, code, dead)
+        return jnp.mean(jnp.stack(errors)), residual, self._revive(params, residual, code.pre, dead)

@@ -1,18 +1,20 @@
 """The non-negative sparse autoencoder: sparse non-negative matrix factorisation."""
 
 import dataclasses
-import numbers
 from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
+from jaxtyping import Array, Float, Key
 
 from superpos import sparse_coding
-from superpos.sae.base import STATIC, Code, SparseAutoencoder
+from superpos.sae.base import Code, SparseAutoencoder, register
+from superpos.sae.options import COEFFICIENT, STATIC, WHOLE, Params, choice
 
 
+@register("nonnegative")
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class NonNegative(SparseAutoencoder):
@@ -35,39 +37,30 @@ class NonNegative(SparseAutoencoder):
         ValueError: an option that this architecture does not have.
     """
 
-    l1: ArrayLike
+    l1: ArrayLike = dataclasses.field(metadata=COEFFICIENT)
     _: dataclasses.KW_ONLY
     signed: bool = dataclasses.field(default=False, metadata=STATIC)
-    steps: int = dataclasses.field(default=30, metadata=STATIC)
-    bias: str = dataclasses.field(default="zero", metadata=STATIC)
-    centered: bool = dataclasses.field(default=False, metadata=STATIC)
-    dead: str = dataclasses.field(default="none", metadata=STATIC)
-
+    steps: int = dataclasses.field(default=30, metadata=WHOLE)
     # No encoder to start or to push; an atom that may grow makes its penalty small instead of its code sparse.
-    takes: ClassVar[dict[str, tuple]] = {
-        "tied": (True,),
-        "centered": (False,),
-        "bias": ("zero",),
-        "decoder_norm": ("unit", "ball"),
-        "dead": ("none", "resample"),
-    }
+    tied: bool = choice(True)
+    centered: bool = choice(False)
+    bias: str = choice("zero")
+    decoder_norm: str = choice("unit", "ball")
+    dead: str = choice("none", "resample")
 
-    def __post_init__(self):
-        super().__post_init__()
-        if not isinstance(self.steps, numbers.Integral) or self.steps < 1:
-            raise ValueError(f"steps must be a whole number of at least 1, got {self.steps!r}.")
+    ladder: ClassVar = ("l1", (0.1, 0.2, 0.4))
 
-    def init(self, key):
+    def init(self, key: Key[Array, ""]) -> Params:
         """Random directions."""
         params = super().init(key)
         params = {name: value for name, value in params.items() if name not in ("W_enc", "b_enc")}
         return {**params, "W_dec": self.constrain(params["W_dec"] if self.signed else jnp.abs(params["W_dec"]))}
 
-    def constrain(self, decoder, start=False):
+    def constrain(self, decoder: Float[Array, "latents inputs"], start: bool = False) -> Float[Array, "latents inputs"]:
         """The decoder of the norms and signs that it may have."""
         return super().constrain(decoder if start or self.signed else jnp.maximum(decoder, 0), start)
 
-    def _code(self, params, x, step):
+    def _code(self, params: Params, x: Array, step: ArrayLike) -> Code:
         decoder = lax.stop_gradient(params["W_dec"])
         l1 = self._warm(step) * self.l1
         h = lax.stop_gradient(sparse_coding.fista(x.T, decoder, l1, rectified=self.rectified, steps=self.steps).T)

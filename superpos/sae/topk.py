@@ -2,14 +2,17 @@
 
 import dataclasses
 import numbers
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
+from jaxtyping import Array
 
-from superpos.sae.base import Code, SparseAutoencoder, is_sparse, top_k_mask
+from superpos.sae.base import Code, SparseAutoencoder, register
+from superpos.sae.kernels import is_sparse, top_k_mask
+from superpos.sae.options import Params
 
 # Options of the code published with Longon, Klindt & Khosla (arXiv 2510.03186).
 PUBLISHED: dict[str, Any] = {
@@ -24,6 +27,7 @@ PUBLISHED: dict[str, Any] = {
 }
 
 
+@register("topk")
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TopK(SparseAutoencoder):
@@ -43,11 +47,13 @@ class TopK(SparseAutoencoder):
 
     k: ArrayLike
 
-    def __post_init__(self):
+    ladder: ClassVar = ("k", (3, 4, 6))
+
+    def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "k", checked_k(self.k, self.n_latents))
 
-    def _code(self, params, x, step):
+    def _code(self, params: Params, x: Array, step: ArrayLike) -> Code:
         pre = self._pre(params, x)
         fixed, k = lax.stop_gradient(pre), warm_k(self, step)
         # The compiler merges this with the same in `top_k_mask`.
@@ -55,16 +61,17 @@ class TopK(SparseAutoencoder):
         return Code(pre, jnp.where(top_k_mask(fixed, k), pre, 0), positions=positions)
 
 
-def checked_k(k, n_latents):
+def checked_k(k: Any, n_latents: int) -> Any:
     """k, a plain int unless it is an array, which cannot be checked where it is traced."""
-    if not isinstance(k, numbers.Number | str):
+    plain: Any = isinstance(k, numbers.Number | str)
+    if not plain:
         return k
     if isinstance(k, str | bool | complex) or k != k // 1 or not 1 <= k <= n_latents:
         raise ValueError(f"k must be a whole number between 1 and n_latents = {n_latents}, got {k!r}.")
     return int(k)
 
 
-def warm_k(sae, step):
+def warm_k(sae: Any, step: ArrayLike) -> Any:
     """The k of a step."""
     if not sae._warms:
         return sae.k

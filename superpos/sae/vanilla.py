@@ -1,14 +1,18 @@
 """The ReLU sparse autoencoder with an L1 penalty."""
 
 import dataclasses
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
+from jaxtyping import Array
 
-from superpos.sae.base import Code, SparseAutoencoder
+from superpos.sae.base import Code, SparseAutoencoder, register
+from superpos.sae.options import COEFFICIENT, Params
 
 
+@register("vanilla")
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Vanilla(SparseAutoencoder):
@@ -23,9 +27,11 @@ class Vanilla(SparseAutoencoder):
     See `SparseAutoencoder` for the options and parameters that all share.
     """
 
-    l1: ArrayLike
+    l1: ArrayLike = dataclasses.field(metadata=COEFFICIENT)
 
-    def _code(self, params, x, step):
+    ladder: ClassVar = ("l1", (1.0, 1.5, 2.5))
+
+    def _code(self, params: Params, x: Array, step: ArrayLike) -> Code:
         pre = self._pre(params, x)
         h = jax.nn.relu(pre)
         cost = jnp.sum(jnp.mean(h, axis=1) * jnp.linalg.norm(params["W_dec"], axis=1))

@@ -15,9 +15,9 @@ import numpy as np
 from jaxtyping import Array, Key
 
 from superpos.results import Run, read_json, shows_progress
+from superpos.sweeps.plan import Plan, read
 from superpos.sweeps.processes import agree, together
 from superpos.sweeps.program import Bar, Program, free_memory
-from superpos.sweeps.study import Study, read
 from superpos.sweeps.table import Axis, Layout, Results
 
 __all__ = ["Axis", "Results", "load", "sweep"]
@@ -102,39 +102,39 @@ def sweep(
     data_key = jax.random.key(0xDA7A5EED) if data_key is None else data_key
     eval_key = jax.random.key(0xE7A15EED) if eval_key is None else eval_key
     layout = Layout(axes, len(keys), listed)
-    study = Study(train, score, layout, keys, data_key, eval_key)
+    plan = Plan(train, score, layout, keys, data_key, eval_key)
     if jax.process_count() == 1:  # of devices without a model or pair of their own, each would compute one that another has
-        devices = devices[: max(math.prod(stage.shape) for stage in study.stages.values())]
+        devices = devices[: max(math.prod(stage.shape) for stage in plan.stages.values())]
 
     first = jax.process_index() == 0  # the one that reads and writes
     run: Any = None  # None on all others
     if workdir is not None:
-        run = together(lambda: Run(workdir, "sweep", study.describe()))
-        together(lambda: study.restore(run))
-        study.broadcast()
+        run = together(lambda: Run(workdir, "sweep", plan.describe()))
+        together(lambda: plan.restore(run))
+        plan.broadcast()
     if progress is None:  # where processes would differ in it, so would their programs
         progress = shows_progress(None) and jax.process_count() == 1
     bar = Bar(progress, "sweep", shown=first)
     compiled = time.perf_counter()
     n_programs = n_bytes = 0
     limits = (chunk or math.inf, chunk or math.inf)
-    if any(study.pieces(study.sizes(*limits, len(devices)))):
+    if any(plan.pieces(plan.sizes(*limits, len(devices)))):
         if workdir is not None:
             together(lambda: run.claim())
         budget = agree(memory or (free_memory(devices) if chunk is None else math.inf))
-        sizes = study.sizes(*limits, len(devices))
+        sizes = plan.sizes(*limits, len(devices))
         try:
-            program, sizes, n_programs = _compile(study, limits, devices, bar, budget)
+            program, sizes, n_programs = _compile(plan, limits, devices, bar, budget)
             n_bytes, compiled = program.memory, time.perf_counter()
             bar.open([branch.runs for branch in program.branches])
-            for stage in study.stages:
-                for piece in study.pieces(sizes, [stage]):
-                    found = study.do(piece, program, sizes)
+            for stage in plan.stages:
+                for piece in plan.pieces(sizes, [stage]):
+                    found = plan.do(piece, program, sizes)
                     if workdir is not None:
                         together(lambda: run.save(piece.name, found))  # noqa: B023
-                    study.fill(piece, found)
+                    plan.fill(piece, found)
                 if stage == "train" and first:
-                    _warn(layout.failures(study.stages["train"].trees))
+                    _warn(layout.failures(plan.stages["train"].trees))
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
@@ -144,9 +144,9 @@ def sweep(
         finally:
             bar.close()
     elif first:
-        _warn(layout.failures(study.stages["train"].trees))
+        _warn(layout.failures(plan.stages["train"].trees))
     seconds = {"compile": compiled - started, "run": time.perf_counter() - compiled}
-    return Results(layout, {name: stage.trees for name, stage in study.stages.items()}, n_programs, n_bytes, seconds)
+    return Results(layout, {name: stage.trees for name, stage in plan.stages.items()}, n_programs, n_bytes, seconds)
 
 
 def load(workdir: str | os.PathLike) -> Results:
@@ -170,12 +170,12 @@ def load(workdir: str | os.PathLike) -> Results:
     return Results(layout, {name: stage.trees for name, stage in read(run, layout, config["stages"]).items()})
 
 
-def _compile(study, limits, devices, bar, budget):
+def _compile(plan, limits, devices, bar, budget):
     """The program, with calls as large as the memory allows; the number of programs that were compiled to find out."""
-    smallest, measured = study.sizes(1, 1, len(devices)), []
+    smallest, measured = plan.sizes(1, 1, len(devices)), []
     for attempt in range(1, 5):
-        sizes = study.sizes(*limits, len(devices))
-        program = Program(study.branches(sizes), study.shared, devices, bar)
+        sizes = plan.sizes(*limits, len(devices))
+        program = Program(plan.branches(sizes), plan.shared, devices, bar)
         need = agree(program.memory, largest=True)
         if need <= budget or sizes == smallest:
             break

@@ -23,7 +23,7 @@ def together(action: Callable[[], Any]) -> Any:
             done = action()
         except (ValueError, OSError) as found:
             error = found
-    text = share(np.frombuffer(str(error or "").encode()[:_LONGEST].ljust(_LONGEST), np.uint8))
+    text = broadcast(np.frombuffer(str(error or "").encode()[:_LONGEST].ljust(_LONGEST), np.uint8))
     if message := text.tobytes().decode(errors="ignore").strip():
         raise error or ValueError(message)
     return done
@@ -39,7 +39,7 @@ def agree(value: float, largest: bool = False) -> float:
     return float(np.max(values) if largest else np.min(values))
 
 
-def share(array: np.ndarray) -> np.ndarray:
+def broadcast(array: np.ndarray) -> np.ndarray:
     """What the first process has."""
     if jax.process_count() == 1:
         return array

@@ -50,10 +50,14 @@ class View:
 
     Attributes:
         of: the view whose fit this one shares, or None.
+        fits: whether the view learns anything from samples.
+        costly: whether reading takes so long that no other view should wait for it: it then has programs of its own.
         label, colour, marker: how figures show it.
     """
 
     of: "View | None" = None
+    fits: ClassVar[bool] = True
+    costly: ClassVar[bool] = False
     label: ClassVar[str] = ""
     colour: ClassVar[str] = "#777777"
     marker: ClassVar[str] = "o"

@@ -34,6 +34,11 @@ class Both(View):
     colour = "#56B4E9"
     marker = "D"
 
+    @property
+    def fits(self) -> bool:  # type: ignore[override]
+        """As the view that it is of."""
+        return self.of.fits
+
     def size(self, n_units: int) -> int:
         """The view's, and as many as there are."""
         return self.of.size(n_units) + n_units

@@ -30,6 +30,7 @@ class Given(View):
 
     function: Callable[[Any], Any] = dataclasses.field(metadata=STATIC)
 
+    fits = False
     label = "given units"
     colour = "#F0E442"
     marker = "."

@@ -25,6 +25,7 @@ class LayerNorm(View):
     [[-1.0, 1.0], [0.0, 0.0]]
     """
 
+    fits = False
     label = "layer-normed neurons"
     colour = "#E69F00"
     marker = "v"

@@ -48,6 +48,7 @@ class Loaded(Autoencoder):
     params: Any = dataclasses.field(default=None, repr=False)
     path: str | None = dataclasses.field(default=None, metadata=STATIC)
 
+    fits = False
     label = "loaded latents"
     colour = "#332288"
     marker = "d"

@@ -17,6 +17,7 @@ class Neuron(View):
     [[1.0, 0.0], [0.0, 1.0]]
     """
 
+    fits = False
     label = "neurons"
     colour = "#000000"
     marker = "o"

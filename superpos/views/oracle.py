@@ -56,6 +56,7 @@ class Oracle(View):
     ridge_ratios: tuple[float, ...] = dataclasses.field(default=(0.0, 1.0, 3.0), metadata=STATIC)
     n_samples: int = dataclasses.field(default=4096, metadata=STATIC)
 
+    costly = True
     label = "oracle"
     colour = "#009E73"
     marker = "H"

@@ -28,6 +28,7 @@ class Rotation(View):
     """
 
     random = True
+    fits = False
     label = "rotated neurons"
     colour = "#999933"
     marker = ">"

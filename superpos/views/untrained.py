@@ -42,6 +42,11 @@ class Untrained(View):
     colour = "#D55E00"
     marker = "^"
 
+    @property
+    def fits(self) -> bool:  # type: ignore[override]
+        """As the view that it is of."""
+        return self.of.fits
+
     def check(self, n_units: int, n_samples: int | None = None) -> None:
         """Raises a ValueError for settings that do not fit."""
         if not isinstance(self.of, Autoencoder):

@@ -1,14 +1,16 @@
-"""Every comparison of what views read on two sides: `score` and `score_batches` are pure, `compare` is for arrays and files."""
+"""The pure half of a comparison: scores of arrays, and of batches that are made in the program."""
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, Key
 
-from superpos import alignment, training
+from superpos import alignment, stats, training
 from superpos import metrics as metrics_lib
 from superpos import moments as moments_lib
 from superpos.alignment import Metrics
@@ -157,3 +159,54 @@ def _related(pairs: Mapping[str, tuple[str, str]]) -> list[list[str]]:
         mine = [group for group in groups if any(pair[end] == pairs[other][end] for other in group for end in range(2))]
         groups = [group for group in groups if group not in mine] + [[*itertools.chain(*mine), comparison]]
     return groups
+
+
+WEIGHTS: dict[str, Callable[[Array], Array] | None] = {
+    "uniform": None,
+    "variance": lambda units: jnp.var(units, axis=0),
+    "density": lambda units: jnp.mean(units != 0, axis=0),
+}
+
+
+def score(
+    x: Float[Array, "n source"],
+    y: Float[Array, "n target"],
+    metrics: Metrics = alignment.DEFAULT,
+    folds: int | ArrayLike | None = 5,
+    n_folds: int | None = None,
+    *,
+    groups: ArrayLike | None = None,
+    n_blocks: int | None = 10,
+    weights: str = "uniform",
+    key: Key[Array, ""] | None = None,
+) -> dict[str, dict[str, Array]]:
+    """Scores one pair of representations, with what an interval over samples needs. Pure: `jit` and `vmap` it.
+
+    Args:
+        x, y: what views read in the same samples.
+        metrics, folds, n_folds, groups: as in `sp.align`.
+        n_blocks: parts of a fold that are left out in turn; None: no replicates.
+        weights: how target units are averaged: "uniform"; by "variance"; or by "density", the share of samples in which a unit
+            is not 0. Only metrics with a score for each unit are weighted.
+        key: deals samples to blocks.
+
+    Returns:
+        By metric: `mean` (), `folds` (n_folds,), `units` (n_folds, target) with 0 and `live` false where a unit is masked, and
+        `replicates` (n_folds, n_blocks), the scores without each block, maps fixed. Those that a metric does not have are left
+        out.
+    """
+    measure = WEIGHTS[weights]
+    given = None if measure is None else measure(y)
+    if n_blocks is None and given is None:
+        scored: Any = alignment.align(x, y, metrics, folds, n_folds, groups=groups)
+    else:
+        scored = stats.jackknife(x, y, metrics, folds, n_folds, key=key, groups=groups, n_blocks=n_blocks or 2, weights=given)
+    scores: dict[str, dict[str, Array]] = {}
+    for metric, found in scored.items():
+        scores[metric] = {"mean": found.mean, "folds": found.folds}
+        if found.units is not None:
+            live = ~jnp.isnan(found.units)
+            scores[metric] |= {"units": jnp.where(live, found.units, 0), "live": live}
+        if n_blocks is not None:
+            scores[metric]["replicates"] = found.replicates
+    return scores

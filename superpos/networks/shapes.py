@@ -51,7 +51,7 @@ class ShapesAndTextures:
     clutter: ArrayLike = 0.05
     contrast: ArrayLike = 0.25
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.size < 8:
             raise ValueError(f"size must be at least 8 pixels, got {self.size}.")
         for name, known in (("shapes", SHAPES), ("textures", TEXTURES)):
@@ -91,7 +91,7 @@ class ShapesAndTextures:
         """
         keys = iter(jax.random.split(key, 10))
 
-        def uniform(low, high, *shape):
+        def uniform(low: float, high: float, *shape: int) -> Array:
             return jax.random.uniform(next(keys), (n, *shape), minval=low, maxval=high)
 
         radius = uniform(0.5, 0.85)
@@ -121,7 +121,7 @@ class ShapesAndTextures:
         u = cos * down[:, :, None] + sin * right[:, None, :]
         v = cos * right[:, None, :] - sin * down[:, :, None]
         depths = [_DEPTHS[name](u, v) for name in self.shapes]
-        depth = sum(jnp.where(factors["shape"][:, None, None] == i, one, 0.0) for i, one in enumerate(depths))
+        depth = sum(jnp.where(factors["shape"][:, None, None] == i, inner, 0.0) for i, inner in enumerate(depths))
         inside = jnp.clip(0.5 + depth * factors["radius"][:, None, None] * self.size / 2, 0, 1)  # edges one pixel wide
 
         directions = np.zeros((len(self.textures), _WAVES), np.float32)
@@ -142,7 +142,7 @@ class ShapesAndTextures:
         noise = self.noise * jax.random.normal(noise_key, images.shape)
         return jnp.clip(images + noise, 0, 1).astype(jnp.float32)
 
-    def _waves(self, key, angle, wavelength, weights):
+    def _waves(self, key: Array, angle: Array, wavelength: Array, weights: Array) -> Array:
         """Sums of plane waves of random phases, `(n, size, size)`."""
         pixels = jnp.arange(self.size) * (2 * np.pi / wavelength)[:, None]
         down = jnp.cos(angle)[:, :, None] * pixels[:, None] + jax.random.uniform(key, angle.shape, maxval=2 * np.pi)[..., None]
@@ -150,45 +150,6 @@ class ShapesAndTextures:
         # cos(a + b) is separable: no cosine of every pixel.
         pairs = jnp.stack([jnp.cos(down), -jnp.sin(down)]), jnp.stack([jnp.cos(right), jnp.sin(right)])
         return jnp.einsum("pnwi,pnwj,nw->nij", *pairs, weights)
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class LabelledImages:
-    """Images that are given, such as `superpos.networks.io.read_images` reads them, as a task.
-
-    Attributes:
-        images: `(n_images, height, width, 3)`, uint8 or floats in 0 to 1.
-        labels: `(n_images,)`, the class of each.
-        classes: their names; static.
-
-    Raises:
-        ValueError: labels that are not one for each image, or not 0 to the number of classes - 1.
-    """
-
-    images: Array | np.ndarray
-    labels: Array | np.ndarray
-    classes: tuple[str, ...] = dataclasses.field(metadata=STATIC)
-
-    def __post_init__(self):
-        if not isinstance(self.labels, np.ndarray):  # JAX rebuilds it with what is not an array
-            return
-        if self.labels.shape != (n := len(self.images),):
-            raise ValueError(f"labels must be ({n},), one for each image, got {self.labels.shape}.")
-        if n and not 0 <= self.labels.min() <= self.labels.max() < len(self.classes):
-            raise ValueError(f"labels must be 0 to {len(self.classes) - 1}, got {self.labels.min()} to {self.labels.max()}.")
-
-    @property
-    def n_classes(self) -> int:
-        """Number of classes."""
-        return len(self.classes)
-
-    def sample(self, key: Key[Array, ""], n: int) -> tuple[Float[Array, "n height width 3"], Int[Array, " n"]]:
-        """Draws `n` images with replacement, float32 in 0 to 1, and their classes."""
-        chosen = jax.random.randint(key, (n,), 0, len(self.images))
-        images = jnp.asarray(self.images)[chosen]
-        scale = 255 if jnp.issubdtype(images.dtype, jnp.integer) else 1
-        return images.astype(jnp.float32) / scale, jnp.asarray(self.labels)[chosen]
 
 
 # How far inside of each shape a point is, where the shape just fits into a circle of radius 1. Negative outside.

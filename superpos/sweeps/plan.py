@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from superpos.results import Run, fingerprint, raw
-from superpos.sweeps.processes import share
+from superpos.sweeps.processes import broadcast
 from superpos.sweeps.program import Branch, Program
 from superpos.sweeps.table import Layout, path_name
 
@@ -127,7 +127,7 @@ def read(run: Run, layout: Layout, names: Sequence[str]) -> dict[str, Stage]:
     return found
 
 
-class Study:
+class Plan:
     """All of a sweep: `pieces` names what is left to do, `do` does one of them.
 
     Args:
@@ -212,14 +212,14 @@ class Study:
 
     def sizes(self, models: float, pairs: float, n_devices: int) -> Sizes:
         """The largest calls with no more than so many models or pairs in flight, but at least one a device."""
-        rows = _share(self.layout.shape("train")[0], models, n_devices)
+        rows = _chunk(self.layout.shape("train")[0], models, n_devices)
         shape = self.layout.shape("score")
         if self.layout.pairs is not None:
-            return Sizes(rows, (_share(shape[0], pairs, n_devices),), 0)
-        targets = shape[2] if pairs >= shape[1] * shape[2] else _share(shape[2], max(1, pairs / n_devices), 1)
-        sources, points = _share(shape[1], max(1, pairs / targets), 1), 1
+            return Sizes(rows, (_chunk(shape[0], pairs, n_devices),), 0)
+        targets = shape[2] if pairs >= shape[1] * shape[2] else _chunk(shape[2], max(1, pairs / n_devices), 1)
+        sources, points = _chunk(shape[1], max(1, pairs / targets), 1), 1
         if sources == shape[1]:
-            points = _share(shape[0], pairs / (targets * sources), 1)
+            points = _chunk(shape[0], pairs / (targets * sources), 1)
         # Devices share the points or the sources, whichever leaves fewer of them idle.
         choices = [(_round_up(points, n_devices), sources), (points, _round_up(sources, n_devices))]
         split = min((0, 1), key=lambda axis: math.prod(choices[axis]))
@@ -318,9 +318,9 @@ class Study:
     def broadcast(self) -> None:
         """Gives all processes what the first one has read."""
         for stage in self.stages.values():
-            stage.done = [share(done) for done in stage.done]
+            stage.done = [broadcast(done) for done in stage.done]
             if any(done.any() for done in stage.done):
-                stage.trees = jax.tree.map(share, stage.trees)
+                stage.trees = jax.tree.map(broadcast, stage.trees)
 
 
 def _blocks(done: np.ndarray, size: Sequence[int]) -> Iterator[tuple[tuple[int, int], ...]]:
@@ -337,7 +337,7 @@ def _blocks(done: np.ndarray, size: Sequence[int]) -> Iterator[tuple[tuple[int, 
             yield block
 
 
-def _share(total: int, limit: float, multiple: int) -> int:
+def _chunk(total: int, limit: float, multiple: int) -> int:
     """The size of equal parts of at most `limit` each, rounded up to a multiple."""
     parts = math.ceil(total / max(1, min(total, limit)))
     return _round_up(math.ceil(total / parts), multiple)

@@ -1,0 +1,383 @@
+"""The sides of a comparison: read, paired by the names of their images, and divided into what fits views and what is scored."""
+
+import dataclasses
+import os
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, Int, Key
+
+from superpos import data
+from superpos import folds as folds_lib
+from superpos.results import did_you_mean
+from superpos.views import View
+
+# What is done to the positions of an image once it is encoded: `(images, positions, k)` to `(images, k)`.
+POOLS: dict[str, Callable[[Array], Array]] = {
+    "mean": lambda units: jnp.mean(units, axis=1),
+    "max": lambda units: jnp.max(units, axis=1),
+}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Side:
+    """One system in a comparison.
+
+    Attributes:
+        x: activations or responses, `(samples, units)` or `(images, positions, units)`: an array, a `superpos.data.Store`, or a
+            path that `superpos.data.load` takes. Of a path that `superpos.networks.io.extract` wrote, the names and hashes of
+            its images are read too.
+        train: samples that views are fitted on, of the same units, and that are not scored; or several such. By default a part
+            of x, which is then not scored.
+        views: that only this side has, by name, such as a loaded SAE; they stand in for views of the comparison of that name.
+        names: of the images, one a row. Sides with names are paired by
+            them with the first side, others row by row.
+        hashes: of the images, one a row: equal for copies. Copies are one group, and are refused where they train.
+        truth: of each row, `(rows, features)` or `(rows, positions, features)`: for views that are shown the features.
+        reliability: of each unit, `(units,)`, for scores that are corrected for noise; see `superpos.reliability`.
+        axes: the name of each axis of x and train, where they are not samples, ..., units: see `superpos.data.flatten`.
+    """
+
+    x: Any
+    train: Any = None
+    views: Mapping[str, View] = dataclasses.field(default_factory=dict)
+    names: Sequence[str] | None = None
+    hashes: ArrayLike | Sequence[str] | None = None
+    truth: Any = None
+    reliability: ArrayLike | None = None
+    axes: Sequence[str] | None = None
+
+
+class Divided(NamedTuple):
+    """All sides on the same images, divided into samples that fit views and samples that are scored.
+
+    Attributes:
+        scored: of each side, `(images, positions, units)`, float32.
+        training: of each side, `(samples, units)`, image by image in random order; empty where nothing is there to fit on.
+        truth: the features behind the training samples of the sides that have them.
+        images: `(images,)`, the row of each scored image in x of the first side, or in what the names leave of it.
+        folds: `(images,)`, the fold of each.
+        n_folds: number of folds.
+        groups: `(images,)`, the group of each.
+        dropped: of each side, the rows of x that have no partner on every other side.
+    """
+
+    scored: dict[str, Float[np.ndarray, "images positions units"]]
+    training: dict[str, Float[np.ndarray, "samples units"]]
+    truth: dict[str, Float[np.ndarray, "samples features"]]
+    images: Int[np.ndarray, " images"]
+    folds: Int[np.ndarray, " images"]
+    n_folds: int
+    groups: Int[np.ndarray, " images"]
+    dropped: dict[str, int]
+
+
+class _Source(NamedTuple):
+    """What was read of one array: `(images, positions, units)`, and what a manifest tells of it."""
+
+    array: np.ndarray
+    path: str | None
+    names: tuple[str, ...] | None
+    hashes: np.ndarray | None
+    where: Any  # positions of the grid that were taken
+
+
+def divide(
+    sides: Mapping[str, Side],
+    *,
+    fitted: Sequence[str] = (),
+    split: float = 0.5,
+    folds: int | ArrayLike | None = 5,
+    groups: ArrayLike | None = None,
+    pool: str | None = None,
+    pairs: Sequence[tuple[str, str]] = (),
+    key: Key[Array, ""] | None = None,
+) -> Divided:
+    """Reads all sides, pairs them, and divides their images. The one place where this is done.
+
+    Args:
+        sides: by name; all of the same images.
+        fitted: the sides on which views are fitted.
+        split: share of the groups that fit views, where one of `fitted` has no samples of its own to train on; they are scored
+            on no side.
+        folds: number of folds, or the fold of each row, -1 for one that is not scored.
+        groups: `(rows,)` integers: rows of one group are neither divided between fitting and scoring nor between folds.
+        pool: what is done to positions, a name out of `POOLS`; None: each position is a sample.
+        pairs: of sides that are compared, and so must have the same positions where these are not pooled.
+        key: of the split, the folds and the order of the training samples; by default `jax.random.key(0)`.
+
+    Raises:
+        ValueError: sides that cannot be read, hold NaN, have different rows, or train on what is scored; settings that do not
+            fit. One sentence, which names the side.
+    """
+    if not sides:
+        raise ValueError("sides must hold at least one side.")
+    if pool is not None and pool not in POOLS:
+        raise ValueError(f"pool must be {', '.join(POOLS)} or None, got {pool!r}{did_you_mean(pool, POOLS)}.")
+    split_key, fold_key, order_key = jax.random.split(jax.random.key(0) if key is None else key, 3)
+    sources = {name: _read(name, side, side.x) for name, side in sides.items()}
+    rows, dropped = _pair(sources)
+    n_rows = len(next(iter(rows.values())))
+    for a, b in pairs if pool is None else ():
+        _check_positions((a, sources[a]), (b, sources[b]))
+    first = next(iter(sources))
+    named_groups = _groups(sources, rows, groups, n_rows)
+    own = {name: _own(name, side, sources[name]) for name, side in sides.items()}
+
+    given = None if folds is None or isinstance(folds, int | np.integer) else np.asarray(folds)
+    if given is not None and given.shape != (len(sources[first].array),):
+        raise ValueError(f"folds must be one a row, ({len(sources[first].array)},), got shape {given.shape}.")
+    given = None if given is None else given[rows[first]]
+    scored, training = np.arange(n_rows), np.arange(0)
+    if any(own[name] is None for name in fitted):
+        training, scored = folds_lib.split(named_groups, split, split_key)
+    if given is not None:
+        scored = scored[given[scored] >= 0]
+    _refuse_scored(sides, sources, own, rows, scored)
+
+    ids, n_folds = folds_lib.assign_folds(
+        len(scored),
+        folds if given is None else given[scored],
+        None if given is None else int(given.max()) + 1,
+        key=fold_key,
+        groups=named_groups[scored],
+    )
+    fits: dict[str, np.ndarray] = {}
+    truth: dict[str, np.ndarray] = {}
+    for name, source in sources.items():
+        others = own[name]
+        if sides[name].truth is not None:
+            truth[name] = _truth(name, sides[name], source, others)[rows[name][training]].reshape(
+                -1, np.shape(sides[name].truth)[-1]
+            )
+        if others is None:
+            chosen = source.array[rows[name][training]]
+        else:
+            chosen = others[np.asarray(jax.random.permutation(order_key, len(others)))]
+        fits[name] = chosen.reshape(-1, source.array.shape[-1])
+    return Divided(
+        {name: source.array[rows[name][scored]] for name, source in sources.items()},
+        fits,
+        truth,
+        rows[first][scored],
+        np.asarray(ids),
+        n_folds,
+        named_groups[scored],
+        dropped,
+    )
+
+
+def _read(name: str, side: Side, value: Any) -> _Source:
+    """One array of a side, or one sentence that names it."""
+    path, told = None, None
+    if isinstance(value, str | os.PathLike):
+        path = os.fspath(value)
+        if not path:
+            raise ValueError(f"{name} names no file.")
+        try:
+            value, told = data.load(path), data.manifest(path)
+        except (ValueError, OSError) as error:
+            raise ValueError(f"{name}: {error}") from error
+    where = path or name
+    value = value if hasattr(value, "ndim") else np.asarray(value)
+    if 0 in value.shape:
+        raise ValueError(f"{name} must not be empty, got shape {tuple(value.shape)}.")
+    try:
+        array = _in_order(value, side.axes)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+    if not (jnp.issubdtype(array.dtype, jnp.number) or array.dtype == bool) or jnp.iscomplexobj(array):
+        raise ValueError(f"{name} must hold real numbers, got an array of {array.dtype}.")
+    with np.errstate(over="ignore"):  # what does not fit is infinite, and named below
+        array = array.astype(np.float32)
+    if not np.isfinite(array).all():
+        raise ValueError(
+            f"{name} must be finite, but {where} holds {array.size - np.isfinite(array).sum()} NaN or infinite values."
+        )
+    names = side.names if value is side.x or path == _path(side.x) else None
+    hashes = side.hashes if value is side.x or path == _path(side.x) else None
+    position = None
+    if told is not None:
+        names = told["images"] if names is None else names
+        hashes = told["image_sha256"] if hashes is None else hashes
+        position = (told["position"], told["seed"], tuple(told["array"]["grid"]))
+        position = None if told["position"] in ("mean", "center", "class") else position
+    for what, values in (("names", names), ("hashes", hashes)):
+        if values is not None and len(values) != len(array):
+            raise ValueError(f"{what} of {name} must be one a row, {len(array)}, got {len(values)}.")
+    return _Source(
+        array,
+        path,
+        None if names is None else tuple(map(str, names)),
+        None if hashes is None else np.asarray(hashes),
+        position,
+    )
+
+
+def _path(value: Any) -> str | None:
+    return os.fspath(value) if isinstance(value, str | os.PathLike) else None
+
+
+def _in_order(array: Any, axes: Sequence[str] | None) -> np.ndarray:
+    """Activations as `(images, positions, units)`."""
+    rows, groups = data.flatten(array, axes)
+    n = len(rows) if groups is None else int(groups[-1]) + 1
+    return rows.reshape(n, -1, rows.shape[-1])
+
+
+def _pair(sources: Mapping[str, _Source]) -> tuple[dict[str, np.ndarray], dict[str, int]]:
+    """The rows of each side that are the same images, and how many of each have no partner.
+
+    Sides with names are paired by them with the first side; without, on either, rows are in the first side's order.
+    """
+    first, reference_side = next(iter(sources.items()))
+    n = len(reference_side.array)
+    where: dict[str, dict[str, int]] = {}
+    for name, source in sources.items():
+        if source.names is None or reference_side.names is None:
+            if len(source.array) != n:
+                raise ValueError(_unequal(first, name, reference_side.array.shape, source.array.shape))
+            continue
+        if again := [image for image, count in Counter(source.names).items() if count > 1]:
+            raise ValueError(f"names of {name} must hold each image once, but {again[0]} is there more than once.")
+        where[name] = {image: i for i, image in enumerate(source.names)}
+    order = [i for i in range(n) if not where or all((reference_side.names or ())[i] in images for images in where.values())]
+    if not order:
+        raise ValueError(f"names of the sides must have images in common, but {', '.join(where)} have none.")
+    chosen = [] if reference_side.names is None else [reference_side.names[i] for i in order]
+    rows = {name: np.array([where[name][image] for image in chosen]) if name in where else np.array(order) for name in sources}
+    reference = None
+    for name, source in sources.items():
+        if source.hashes is None:
+            continue
+        mine = source.hashes[rows[name]]
+        if reference is not None and (differ := np.flatnonzero(mine != reference[1])).size:
+            raise ValueError(
+                f"{reference[0]} and {name} must be of the same images, but {len(differ)} of {len(order)} that are named alike "
+                f"are not, first {chosen[differ[0]] if chosen else order[differ[0]]}."
+            )
+        reference = (name, mine) if reference is None else reference
+    return rows, {name: len(source.array) - len(order) for name, source in sources.items()}
+
+
+def _unequal(first: str, name: str, a: tuple[int, ...], b: tuple[int, ...]) -> str:
+    swapped = [side for side, own, other in ((first, a, b), (name, b, a)) if own[-1] == other[0]]
+    hint = f" Try axes of {swapped[-1]}: units,samples." if swapped else ""
+    return (
+        f"{first} and {name} must have the same samples, got {a[0]} and {b[0]} "
+        f"(as samples x positions x units: {a} and {b}).{hint}"
+    )
+
+
+def _check_positions(*pair: tuple[str, _Source]) -> None:
+    """Without pooling, every position is a sample, and must be the same one on both sides."""
+    (first, a), (second, b) = pair
+    if a.array.shape[1] != b.array.shape[1]:
+        raise ValueError(
+            f"{first} and {second} must have the same positions, got {a.array.shape[1]} and {b.array.shape[1]}: "
+            "pass pool to pool them."
+        )
+    if a.where is not None and b.where is not None and a.where != b.where:
+        raise ValueError(
+            f"{first} and {second} must be of the same positions (position, seed and grid), but {a.path} has {a.where} and "
+            f"{b.path} {b.where}."
+        )
+
+
+def _groups(sources: Mapping[str, _Source], rows: Mapping[str, np.ndarray], groups: Any, n_rows: int) -> np.ndarray:
+    """The group of each paired row, numbered: as given, and copies of one image together."""
+    first = next(iter(sources))
+    if groups is not None:
+        groups = np.asarray(groups)
+        if groups.shape != (len(sources[first].array),) or groups.dtype.kind not in "iu":
+            raise ValueError(
+                f"groups must be integers, one a row of {first}, ({len(sources[first].array)},), "
+                f"got {groups.dtype} {groups.shape}."
+            )
+        return np.unique(groups[rows[first]], return_inverse=True)[1]
+    for name, source in sources.items():
+        if source.hashes is not None:
+            return np.unique(source.hashes[rows[name]], return_inverse=True)[1]
+    return np.arange(n_rows)
+
+
+def _own(name: str, side: Side, source: _Source) -> np.ndarray | None:
+    """The samples that a side brings to fit its views on, `(images, positions, units)`."""
+    if side.train is None:
+        return None
+    several = isinstance(side.train, tuple | list) and not isinstance(side.train, str)
+    parts = [_read(f"{name}_train", side, part) for part in (side.train if several else [side.train])]
+    if not parts:
+        return None
+    for part in parts:
+        if part.array.shape[-1] != source.array.shape[-1]:
+            raise ValueError(f"{name}_train must have {source.array.shape[-1]} units, got {part.array.shape[-1]}.")
+        if part.array.shape[1] != parts[0].array.shape[1]:
+            raise ValueError(
+                f"{name}_train must have {parts[0].array.shape[1]} positions in each part, got {part.array.shape[1]}."
+            )
+    return np.concatenate([part.array for part in parts])
+
+
+def _truth(name: str, side: Side, source: _Source, own: np.ndarray | None) -> np.ndarray:
+    """The features of each row and position."""
+    truth = np.asarray(side.truth, np.float32)
+    if own is not None:
+        raise ValueError(f"truth of {name} must go with a part of its own samples that fits views: leave its train out.")
+    if truth.ndim < 2 or truth.reshape(len(truth), -1, truth.shape[-1]).shape[:2] != source.array.shape[:2]:
+        raise ValueError(
+            f"truth of {name} must be of its rows and positions, {source.array.shape[:2]}, got shape {truth.shape}."
+        )
+    return truth.reshape(len(truth), -1, truth.shape[-1])
+
+
+def _refuse_scored(
+    sides: Mapping[str, Side],
+    sources: Mapping[str, _Source],
+    own: Mapping[str, np.ndarray | None],
+    rows: Mapping[str, np.ndarray],
+    scored: np.ndarray,
+) -> None:
+    """Refuses training samples that are scored: by file, by the hashes of images, and by value."""
+    files = {Path(source.path).resolve(): name for name, source in sources.items() if source.path}
+    hashes: set[str] = set()
+    for name, source in sources.items():
+        if source.hashes is not None:
+            hashes |= set(source.hashes[rows[name]][scored].tolist())
+    for name, side in sides.items():
+        others = own[name]
+        if others is None:
+            continue
+        parts = side.train if isinstance(side.train, tuple | list) else [side.train]
+        for part in parts:
+            path = _path(part)
+            if path is None:
+                continue
+            if Path(path).resolve() in files:
+                raise ValueError(f"{name}_train must hold images that are not scored, got {path}, which is scored too.")
+            told = data.manifest(path)
+            if told is not None and (common := hashes.intersection(told["image_sha256"])):
+                raise ValueError(f"{name}_train must hold images that are not scored, but {path} has {len(common)} that are.")
+        common_rows = _in_both(sources[name].array[rows[name][scored]], others)
+        if common_rows:
+            raise ValueError(f"{name}_train must hold samples that are not scored, but {common_rows} of its rows are.")
+
+
+def _in_both(scored: np.ndarray, training: np.ndarray) -> int:
+    """How many rows are in both. Those that are scored more than once say nothing: silent units make rows alike.
+
+    Neither do rows of which most values are the same few: they may be alike by chance.
+    """
+    some = scored.ravel()[:10_000]
+    if 2 * len(np.unique(some)) <= len(some):
+        return 0
+    rows, others = (array.reshape(-1, array.shape[-1]) for array in (scored, training))
+    counts = Counter(row.tobytes() for row in np.ascontiguousarray(rows))
+    single = {row for row, count in counts.items() if count == 1}
+    return len(single.intersection(row.tobytes() for row in np.ascontiguousarray(others)))

@@ -1,0 +1,408 @@
+"""What a comparison is going to do, checked before anything trains; and its doing."""
+
+import dataclasses
+import functools
+import itertools
+import os
+import re
+import time
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.typing import ArrayLike
+from jaxtyping import Array, Key
+
+from superpos import alignment
+from superpos import folds as folds_lib
+from superpos import metrics as metrics_lib
+from superpos.activations import POOLS, Side, divide
+from superpos.alignment import Metrics
+from superpos.comparison.batches import WEIGHTS, ends, score
+from superpos.comparison.result import Comparison, Fits, Stack, flat
+from superpos.results import did_you_mean
+from superpos.sweeps import sweep
+from superpos.views import ICA, PCA, SAE, Neuron, Rows, Untrained, View, fit_all, params_of, shared
+from superpos.views.base import name_of
+
+DEFAULT_COMPARISONS = ("neuron->neuron", "signed_pca->signed_pca", "ica->ica", "random_sae->random_sae", "sae->sae")
+
+
+class Plan:
+    """All that a comparison is going to do, checked: nothing has been trained yet. `run` does it.
+
+    Attributes:
+        divided: the sides, paired and divided.
+        pairs: by label, the pairs of sides, source first.
+        comparisons: such as "sae->neuron".
+        metrics: resolved.
+        missing: what cannot be compared, and why: `label`, `comparison`, `reason`.
+
+    See `compare_sides` for the arguments and errors.
+    """
+
+    def __init__(
+        self,
+        sides: Mapping[str, Side],
+        pairs: Mapping[str, Sequence[tuple[str, str]]] | Sequence[tuple[str, str]],
+        views: Mapping[str, View] | None = None,
+        comparisons: Sequence[str] | Mapping[str, Sequence[str]] | None = None,
+        *,
+        metrics: Metrics = alignment.DEFAULT,
+        folds: int | ArrayLike | None = 5,
+        groups: ArrayLike | None = None,
+        split: float = 0.5,
+        pool: str | None = None,
+        weights: str = "uniform",
+        n_seeds: int = 1,
+        n_blocks: int | None = 10,
+        key: Key[Array, ""] | None = None,
+    ):
+        self.metrics = metrics_lib.resolve(metrics)
+        views = default_views() if views is None else dict(views)
+        self.pairs = {
+            label: [(pair[0], pair[1]) for pair in listed]
+            for label, listed in (pairs if isinstance(pairs, Mapping) else {f"{a}->{b}": [(a, b)] for a, b in pairs}).items()
+        }
+        asked: Any = DEFAULT_COMPARISONS if comparisons is None else comparisons
+        self.of_label = {label: tuple(asked.get(label, ()) if isinstance(asked, Mapping) else asked) for label in self.pairs}
+        self.comparisons = tuple(dict.fromkeys(name for names in self.of_label.values() for name in names))
+        if weights not in WEIGHTS:
+            raise ValueError(f"weights must be {', '.join(WEIGHTS)}, got {weights!r}{did_you_mean(weights, WEIGHTS)}.")
+        for name, value, least in (("n_seeds", n_seeds, 1), ("n_blocks", n_blocks, 2)):
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least):
+                raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}.")
+        self.weights, self.pool, self.n_seeds, self.n_blocks = weights, pool, n_seeds, n_blocks
+        self.sides = dict(sides)
+        self._check_names(views)
+        views_of = {name: _needed({**views, **side.views}, self._read_of(name)) for name, side in self.sides.items()}
+        fitted = [name for name, of in views_of.items() if any(getattr(view, "fits", True) for view in shared(of).values())]
+        divide_key, self.fit_key, self.block_key = jax.random.split(jax.random.key(0) if key is None else key, 3)
+        listed = [pair for of_label in self.pairs.values() for pair in of_label]
+        self.divided = divide(
+            self.sides, fitted=fitted, split=split, folds=folds, groups=groups, pool=pool, pairs=listed, key=divide_key
+        )
+        self._check_samples()
+        self.stacks = self._stack(views_of)
+        self.families = [
+            (i, root, family) for i, stack in enumerate(self.stacks) for root, family in _families(stack.views).items()
+        ]
+        for i, _, family in self.families:  # whatever does not fit shows here, before anything is trained
+            stack = self.stacks[i]
+            jax.eval_shape(self._train(family), np.zeros(3, np.uint32), self._data(stack))
+        self.missing = [
+            {"pair": label, "comparison": comparison, "reason": reason}
+            for label, listed in self.pairs.items()
+            for comparison in self.of_label[label]
+            if (reason := self._lacks(listed, comparison, views))
+        ]
+
+    # What can be refused.
+
+    def _check_names(self, views: Mapping[str, View]) -> None:
+        if not self.pairs or not all(self.pairs.values()):
+            raise ValueError("pairs must name at least one pair of sides.")
+        for pair in (pair for listed in self.pairs.values() for pair in listed):
+            for name in pair:
+                if name not in self.sides:
+                    hint = did_you_mean(name, self.sides)
+                    raise ValueError(f"pairs must be of the sides {', '.join(self.sides)}, got {name!r}{hint}.")
+        known = {**views, **{name: view for side in self.sides.values() for name, view in side.views.items()}}
+        for comparison in self.comparisons:
+            for name in ends(comparison):
+                if name not in known:
+                    raise ValueError(
+                        f"comparisons must be of the views {', '.join(known)}, got {name!r} in {comparison!r}"
+                        f"{did_you_mean(name, known)}."
+                    )
+        if not self.comparisons:
+            raise ValueError("comparisons must name at least one, such as neuron->neuron.")
+        for label, names in self.of_label.items():
+            if len(set(names)) < len(names):
+                raise ValueError(f"comparisons must each be there once, got {', '.join(names)} for {label}.")
+
+    def _read_of(self, side: str) -> list[str]:
+        """The views that are read of a side, in the order of the comparisons."""
+        names: dict[str, None] = {}
+        for label, listed in self.pairs.items():
+            for comparison, pair in itertools.product(self.of_label[label], listed):
+                names |= {name: None for name, end in zip(ends(comparison), pair, strict=True) if end == side}
+        return list(names)
+
+    def _check_samples(self) -> None:
+        divided = self.divided
+        if self.n_blocks is not None:
+            folds_lib.deal(jnp.asarray(divided.folds), divided.n_folds, self.n_blocks, self.block_key, divided.groups)
+        for name, array in divided.scored.items():
+            pooled = np.asarray(self._pooled(array))
+            try:
+                alignment.check(pooled, pooled, self._of_samples(divided.folds, pooled), divided.n_folds, None, None)
+            except ValueError as error:
+                raise ValueError(str(error).replace("source", name, 1)) from error
+
+    def _lacks(self, listed: Sequence[tuple[str, str]], comparison: str, views: Mapping[str, View]) -> str | None:
+        """Why a comparison does not exist for some pairs."""
+        for pair in listed:
+            for side, name in zip(pair, ends(comparison), strict=True):
+                if name not in views and name not in self.sides[side].views:
+                    return f"{side} has no view {name}"
+        return None
+
+    def view(self, side: str, name: str) -> View:
+        """The view of a side, as it was prepared for it."""
+        return next(stack.views[name] for stack in self.stacks if side in stack.names)
+
+    # How it is divided into programs.
+
+    def _stack(self, views_of: Mapping[str, Mapping[str, View]]) -> list[Stack]:
+        """Sides of one shape that read the same views, which are then fitted and scored by the same programs."""
+        stacks: list[Stack] = []
+        for name, of in views_of.items():
+            scored, training = self.divided.scored[name], self.divided.training[name]
+            n_units = scored.shape[-1]
+            prepared = {}
+            for view_name, view in of.items():
+                if getattr(view, "truth", view) is None and name in self.divided.truth:
+                    view = dataclasses.replace(view, truth=Rows(jnp.asarray(self.divided.truth[name])))  # type: ignore[type-var]
+                try:
+                    view.check(n_units, len(training) or None)
+                    prepared[view_name] = view.prepare(Rows(jnp.asarray(training if len(training) else flat(scored))))
+                except ValueError as error:
+                    raise ValueError(f"{view_name} of {name}: {error}") from error
+            for stack in stacks:
+                alike = (stack.scored[0].shape, stack.training[0].shape) == (scored.shape, training.shape)
+                if alike and stack.views == prepared:
+                    break
+            else:
+                stack = Stack([], prepared, [], [])
+                stacks.append(stack)
+            stack.names.append(name)
+            stack.scored.append(scored)
+            stack.training.append(training)
+        return stacks
+
+    def _data(self, stack: "Stack") -> dict[str, np.ndarray]:
+        return {"scored": np.stack(stack.scored), "training": np.stack(stack.training)}
+
+    def _train(self, family: Mapping[str, View]) -> Callable[..., Any]:
+        """`train(row, data)` for `sp.sweep`: fits a family of views. A row is a side, a number of its name, and a seed."""
+
+        def train(row: Array, data: Mapping[str, Array]) -> dict[str, Any]:
+            key = jax.random.fold_in(jax.random.fold_in(self.fit_key, row[1]), row[2])
+            scored, training = (data[part][row[0]] for part in ("scored", "training"))
+            scored = flat(scored)
+            draw = Rows(training if len(training) else scored)
+            fits = fit_all(family, key, draw)
+            described = {name: family[name].describe(params_of(family, fits, name), scored) for name in family}
+            return {"fits": fits, "described": described}
+
+        return train
+
+    def _of_samples(self, of_images: np.ndarray, units: Any) -> np.ndarray:
+        """What each image has, for each sample of it."""
+        return np.repeat(of_images, len(units) // len(of_images))
+
+    def _pooled(self, units: Any) -> Any:
+        """`(images, positions, k)` as samples: pooled, or each position one."""
+        return flat(units) if self.pool is None else POOLS[self.pool](units)
+
+    def run(
+        self,
+        workdir: str | os.PathLike | None = None,
+        *,
+        chunk: int | None = None,
+        devices: Sequence[jax.Device] | None = None,
+        progress: bool | None = None,
+    ) -> "Comparison":
+        """Fits every view of every side once, then scores every comparison of every pair.
+
+        Args:
+            workdir: a folder that keeps what is finished; a run that was killed goes on from there. See `sp.sweep`.
+            chunk, devices, progress: as in `sp.sweep`.
+        """
+        started = time.perf_counter()
+        options: dict[str, Any] = {"chunk": chunk, "devices": devices, "progress": progress}
+        folder = None if workdir is None else Path(workdir)
+        fits: list[dict[str, Fits]] = [{} for _ in self.stacks]
+        for number, (i, root, family) in enumerate(self.families):
+            stack = self.stacks[i]
+            n_seeds = self.n_seeds if any(view.random for view in family.values()) else 1
+            rows = np.array(
+                [[at, zlib.crc32(name.encode()), seed] for at, name in enumerate(stack.names) for seed in range(n_seeds)],
+                np.uint32,
+            )
+            where = None if folder is None else folder / f"{number}_{_plain(root)}"
+            swept = sweep(self._train(family), {}, rows, data_key=self._data(stack), workdir=where, **options).load()
+            fits[i][root] = Fits(family, swept["fits"], swept["described"], n_seeds)
+        fitted = time.perf_counter()
+        cells = self._score(fits, None if folder is None else folder / "scores", options)
+        seconds = {"views": fitted - started, "scores": time.perf_counter() - fitted}
+        return Comparison(self, fits, cells, seconds)
+
+    def _score(self, fits: list[dict[str, Fits]], folder: Path | None, options: dict[str, Any]) -> dict[Any, Any]:
+        """Scores by label, pair and comparison, leaves (seeds, ...)."""
+        missing = {(row["pair"], row["comparison"]) for row in self.missing}
+        place = {name: (i, at) for i, stack in enumerate(self.stacks) for at, name in enumerate(stack.names)}
+        # Comparisons of the same shapes share a program, whatever the views.
+        programs: dict[Any, list[tuple[Any, list[tuple[_Reader, int]]]]] = {}
+        for label, listed in self.pairs.items():
+            for comparison, pair in itertools.product(self.of_label[label], listed):
+                if (label, comparison) in missing:
+                    continue
+                both = [self._reader(*place[side], name, fits) for side, name in zip(pair, ends(comparison), strict=True)]
+                for seed in range(max(reader.n_seeds for reader in both)):
+                    key = tuple(reader.program for reader in both)
+                    programs.setdefault(key, []).append(((label, pair, comparison), [(reader, seed) for reader in both]))
+        cells: dict[Any, list[Any]] = {}
+        for number, entries in enumerate(programs.values()):
+            sides = [_Table.of([readers[end] for _, readers in entries], self.stacks, fits) for end in range(2)]
+            rows = np.concatenate([side.rows for side in sides], axis=1)
+            data = [{"scored": np.stack(side.stack.scored), "weights": side.weights} for side in sides]
+            where = None if folder is None else folder / str(number)
+            compare = self._compare([side.views for side in sides])
+            swept = sweep(compare, {}, rows, data_key=data, workdir=where, **options).load()
+            for j, (cell, _) in enumerate(entries):
+                cells.setdefault(cell, []).append(jax.tree.map(lambda leaf, j=j: leaf[j], swept))
+        return {cell: jax.tree.map(lambda *leaves: np.stack(leaves), *seeds) for cell, seeds in cells.items()}
+
+    def _reader(self, i: int, at: int, name: str, fits: list[dict[str, Fits]]) -> "_Reader":
+        """How a view of a side is read: which program, and of how many seeds."""
+        stack = self.stacks[i]
+        family = next(family for family in fits[i].values() if name in family.views)
+        view = stack.views[name]
+        weights = jax.eval_shape(lambda row: view.weights(family.params(name, row)), np.int32(0))
+        x = jax.ShapeDtypeStruct((1, stack.scored[0].shape[-1]), jnp.float32)
+        traced, units = jax.make_jaxpr(view.apply, return_shape=True)(weights, x)
+        # What a view closes over is not told in the program's text.
+        text = str(traced) if not traced.consts else str(id(view))
+        return _Reader(i, at, name, family.n_seeds, text, (i, units.shape[1], text if view.costly else ""))
+
+    def _compare(self, views: Sequence[Sequence[View]]) -> Callable[..., Any]:
+        """`compare(row, data)` for `sp.sweep`: a row is side, view and weights of the source, then of the target."""
+
+        def compare(row: Array, data: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+            sides = []
+            for (at, which, index), of_side, readers in zip((row[:3], row[3:]), data, views, strict=True):
+                x = of_side["scored"][at]
+
+                def read(view: View, table: Any, x: Array = x, index: Array = index) -> Array:
+                    return view.apply(jax.tree.map(lambda leaf: leaf[index], table), flat(x))
+
+                ways = [functools.partial(read, view, table) for view, table in zip(readers, of_side["weights"], strict=True)]
+                units = ways[0]() if len(ways) == 1 else lax.switch(which, ways)
+                sides.append(self._pooled(units.reshape(*x.shape[:2], units.shape[-1])))
+            return score(
+                sides[0],
+                sides[1],
+                self.metrics,
+                self._of_samples(self.divided.folds, sides[0]),
+                self.divided.n_folds,
+                groups=self._of_samples(self.divided.groups, sides[0]),
+                n_blocks=self.n_blocks,
+                weights=self.weights,
+                key=self.block_key,
+            )
+
+        return compare
+
+
+class _Reader(NamedTuple):
+    """A view of a side."""
+
+    stack: int
+    at: int
+    name: str
+    n_seeds: int
+    text: str
+    program: tuple[int, int, str]
+
+
+class _Table(NamedTuple):
+    """One side of a program: its stack, the ways to read it with the weights of each, and what each row reads.
+
+    A row is the side in the stack, the way, and which of its weights: those of all views that read alike, sides and seeds.
+    """
+
+    stack: Stack
+    views: list[View]
+    weights: list[Any]
+    rows: np.ndarray
+
+    @classmethod
+    def of(cls, readers: Sequence[tuple[_Reader, int]], stacks: Sequence[Stack], fits: Sequence[dict[str, Fits]]) -> "_Table":
+        """The table of what each row reads, and with which seed."""
+        i = readers[0][0].stack
+        stack = stacks[i]
+        ways: dict[str, list[Any]] = {}  # weights of each way to read
+        first: dict[str, tuple[int, int]] = {}  # of each view its way, and where its weights begin
+        views = []
+        for reader in dict.fromkeys(reader._replace(at=0) for reader, _ in readers):
+            view = stack.views[reader.name]
+            if reader.text not in ways:
+                views.append(view)
+            listed = ways.setdefault(reader.text, [])
+            first[reader.name] = (list(ways).index(reader.text), len(listed))
+            family = next(family for family in fits[i].values() if reader.name in family.views)
+            rows = range(len(stack.names) * reader.n_seeds)
+            listed += [view.weights(family.params(reader.name, row)) for row in rows]
+        rows = [
+            (
+                reader.at,
+                first[reader.name][0],
+                first[reader.name][1] + reader.at * reader.n_seeds + min(seed, reader.n_seeds - 1),
+            )
+            for reader, seed in readers
+            for way, begin in [first[reader.name]]
+        ]
+        stacked = [jax.tree.map(lambda *leaves: np.stack(leaves), *listed) for listed in ways.values()]
+        return cls(stack, views, stacked, np.array(rows, np.int32))
+
+
+def _needed(views: Mapping[str, View], names: Sequence[str]) -> dict[str, View]:
+    """The views that are read, and those that they are of."""
+    wanted = {name: views[name] for name in names if name in views}
+    for name, view in list(views.items()):
+        if any(view is other.of or view == other.of for other in shared(wanted).values()):
+            wanted.setdefault(name, view)
+    return {name: view for name, view in views.items() if name in wanted}
+
+
+def _families(views: Mapping[str, View]) -> dict[str, dict[str, View]]:
+    """Views that are fitted by one program: those that share the fit of a root."""
+    order = shared(views)
+    families: dict[str, dict[str, View]] = {}
+    roots: dict[str, str] = {}
+    for name, view in order.items():
+        base = None if view.of is None else name_of(order, view.of)
+        roots[name] = name if base is None else roots[base]
+        families.setdefault(roots[name], {})[name] = view
+    # What no key changes is fitted together, by one program.
+    fixed = {root: family for root, family in families.items() if not any(view.random for view in family.values())}
+    together = {name: view for family in fixed.values() for name, view in family.items()}
+    rest = {root: family for root, family in families.items() if root not in fixed}
+    return {**({"fixed": together} if together else {}), **rest}
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"\W+", "_", name)
+
+
+def default_views(sae: SAE | None = None) -> dict[str, View]:
+    """Neurons, an SAE, and what could explain a gain of its latents besides superposition.
+
+    Args:
+        sae: whose latents are read; by default `SAE()`. Signed components are as many as its latents, at most two a unit.
+    """
+    sae = SAE() if sae is None else sae
+    return {
+        "neuron": Neuron(),
+        "sae": sae,
+        "random_sae": Untrained(sae),
+        "signed_pca": PCA(signed=True, expansion=sae.expansion),
+        "ica": ICA(),
+    }

@@ -1,0 +1,323 @@
+"""What a comparison found: scores, and the intervals that they have."""
+
+import dataclasses
+import itertools
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+from superpos import reliability, stats
+from superpos.comparison.batches import ends
+from superpos.metrics import Score
+from superpos.results import did_you_mean
+from superpos.views import View, params_of
+
+
+def flat(array: Any) -> Any:
+    """`(images, positions, units)` as `(samples, units)`."""
+    return array.reshape(-1, array.shape[-1])
+
+
+class Stack(NamedTuple):
+    """Sides that share programs."""
+
+    names: list[str]
+    views: dict[str, View]
+    scored: list[np.ndarray]
+    training: list[np.ndarray]
+
+
+class Fits(NamedTuple):
+    """What a family of views learned: leaves (sides x seeds, ...)."""
+
+    views: Mapping[str, View]
+    fits: dict[str, Any]
+    described: dict[str, dict[str, np.ndarray]]
+    n_seeds: int
+
+    def params(self, name: str, row: Any) -> Any:
+        """The params of a view for one side and seed."""
+        return params_of(self.views, jax.tree.map(lambda leaf: jnp.asarray(leaf)[row], self.fits), name)
+
+
+@dataclasses.dataclass(eq=False, repr=False)
+class Comparison:
+    """What a comparison found: every score, what intervals over seeds, samples, units and sides need, and what is missing.
+
+    Attributes:
+        plan: what was asked for.
+        fits: what the views learned.
+        cells: by label, pair and comparison, by metric: `mean` (seeds,), `folds` (seeds, folds), `units` and `live`
+            (seeds, folds, units), `replicates` (seeds, folds, blocks); see `score`.
+        seconds: spent on `views` and `scores`, compiling counted in.
+    """
+
+    plan: Any
+    fits: list[dict[str, Fits]]
+    cells: dict[tuple[str, tuple[str, str], str], dict[str, dict[str, np.ndarray]]]
+    seconds: dict[str, float]
+
+    @property
+    def n_scored(self) -> int:
+        """Samples that are scored: images, or positions of them where these are not pooled."""
+        scored = next(iter(self.plan.divided.scored.values()))
+        return len(scored) * (1 if self.plan.pool else scored.shape[1])
+
+    def refuse_missing(self) -> None:
+        """Raises a ValueError where anything that was asked for has no score."""
+        for row in self.missing:
+            raise ValueError(f"{row['comparison']} of {row['pair']} has no score: {row['reason']}.")
+
+    @property
+    def missing(self) -> list[dict[str, str]]:
+        """What was not compared, or came to no score, and why: a row each."""
+        silent = [
+            {"pair": label, "comparison": comparison, "reason": f"no live unit on one side of {' -> '.join(pair)}"}
+            for (label, pair, comparison), metrics in self.cells.items()
+            if any(np.isnan(scores["mean"]).any() for scores in metrics.values())
+        ]
+        return [*self.plan.missing, *silent]
+
+    def summary(self, over: str | None = None) -> list[dict[str, Any]]:
+        """A row for each label, metric and comparison: `mean`, `std`, `ci95` and what both are over.
+
+        Args:
+            over: "sides": all pairs of a label together, the sides being the sample; "seeds" of views; "samples", for the views
+                and maps at hand; or "units" of the target. By default "sides" where a label has several pairs, else "samples"
+                where there are blocks, else "seeds".
+
+        Raises:
+            ValueError: an interval that the comparison does not have the numbers for.
+        """
+        rows = []
+        for label, listed in self.plan.pairs.items():
+            for metric in self.plan.metrics:
+                for comparison in self.plan.comparisons:
+                    cells = [self.cells.get((label, pair, comparison)) for pair in listed]
+                    if all(cell is not None for cell in cells):
+                        scores = [cell[metric.name] for cell in cells if cell is not None]
+                        row = {"pair": label, "metric": metric.name, "comparison": comparison}
+                        rows.append({**row, **self._interval(listed, scores, over)})
+        return rows
+
+    def differences(self, pairs: Sequence[tuple[str, str]] | None = None, over: str | None = None) -> list[dict[str, Any]]:
+        """Differences between comparisons, paired: `difference` names which is subtracted from which.
+
+        Args:
+            pairs: of comparisons; by default each but the first less the first.
+            over: as in `summary`; over "units" where both have the same target units.
+        """
+        names = self.plan.comparisons
+        wanted = [(name, names[0]) for name in names[1:]] if pairs is None else list(pairs)
+        for name in (name for pair in wanted for name in pair):
+            if name not in names:
+                raise ValueError(f"differences must be of {', '.join(names)}, got {name!r}{did_you_mean(name, names)}.")
+        rows = []
+        for label, listed in self.plan.pairs.items():
+            for metric in self.plan.metrics:
+                for a, b in wanted:
+                    both = [[self.cells.get((label, pair, name)) for pair in listed] for name in (a, b)]
+                    if any(cell is None for side in both for cell in side):
+                        continue
+                    scores = [_subtract(x[metric.name], y[metric.name]) for x, y in zip(*both, strict=True)]  # type: ignore[index]
+                    row = {"pair": label, "metric": metric.name, "difference": f"{a} - {b}"}
+                    rows.append({**row, **self._interval(listed, scores, over)})
+                    if rows[-1]["over"] == "samples":
+                        rows[-1]["p_value"] = stats.paired(_jackknife(scores[0]), _nothing(scores[0]))["p_value"]
+        return rows
+
+    def _interval(self, listed: Sequence[tuple[str, str]], scores: Sequence[Any], over: str | None) -> dict[str, Any]:
+        over = over or ("sides" if len(listed) > 1 else "samples" if self.plan.n_blocks else "seeds")
+        if over not in OVER:
+            raise ValueError(f"over must be {', '.join(OVER)}, got {over!r}{did_you_mean(over, OVER)}.")
+        if over == "sides":
+            names = list(dict.fromkeys(side for pair in listed for side in pair))
+            square = np.full((len(names), len(names)), np.nan)
+            for (a, b), score in zip(listed, scores, strict=True):
+                square[names.index(a), names.index(b)] = score["mean"].mean()
+            return {**stats.over_pairs(square), "over": over}
+        if len(scores) > 1:
+            raise ValueError(f"over must be sides where a label has several pairs of them, got {over!r}.")
+        return {**OVER[over](scores[0]), "over": over}
+
+    def score(self, label: str, comparison: str, metric: str) -> Score | None:
+        """The score of one pair, mean over seeds, with that of each target unit; None where there is none.
+
+        Of latents as targets each seed has units of its own: theirs are left out.
+        """
+        listed = self.plan.pairs[label]
+        cell = self.cells.get((label, listed[0], comparison)) if len(listed) == 1 else None
+        if cell is None:
+            return None
+        scores = cell[metric]
+        folds, units = jnp.asarray(scores["folds"].mean(axis=0)), None
+        if "units" in scores and not self.plan.view(listed[0][1], ends(comparison)[1]).random:
+            units = jnp.asarray(np.where(scores["live"].all(axis=0), scores["units"].mean(axis=0), np.nan))
+        return Score(jnp.mean(folds), folds, units, {})
+
+    def corrected(self, minimum: float = 0.1) -> list[dict[str, Any]]:
+        """Scores divided by what noise allows, where the target is recorded units of known reliability: a row each.
+
+        `corrected` is the mean over units, `ci95_units` its interval over them, `n_excluded` how many are less reliable than
+        `minimum` and left out. See `sp.reliability.disattenuate`.
+        """
+        rows = []
+        for label, listed in self.plan.pairs.items():
+            given = self.plan.sides[listed[0][1]].reliability
+            for metric, comparison in itertools.product(self.plan.metrics, self.plan.of_label[label]):
+                score = self.score(label, comparison, metric.name)
+                if given is None or score is None or score.units is None or score.units.shape[1] != np.size(given):
+                    continue
+                corrected = reliability.disattenuate(score, given, minimum)
+                summary = stats.over_units(corrected)
+                row = {"pair": label, "metric": metric.name, "comparison": comparison, "corrected": summary["mean"]}
+                excluded = int(corrected.details["n_excluded"])
+                rows.append({**row, "ci95_units": summary["ci95"], "n_units": summary["n_units"], "n_excluded": excluded})
+        return rows
+
+    def describe(self) -> list[dict[str, Any]]:
+        """What the views are like on the scored samples: a row for each side and view that tells, mean over seeds."""
+        rows = []
+        for i, stack in enumerate(self.plan.stacks):
+            for family in self.fits[i].values():
+                for view, values in family.described.items():
+                    for at, side in enumerate(stack.names):
+                        mine = {
+                            name: leaf.reshape(len(stack.names), family.n_seeds, -1)[at].mean() for name, leaf in values.items()
+                        }
+                        if mine:
+                            rows.append({"side": side, "view": view, **{name: float(value) for name, value in mine.items()}})
+        return rows
+
+    def encode(self, side: str, view: str, seed: int = 0, x: ArrayLike | None = None) -> np.ndarray:
+        """What a view reads in a side's scored samples, pooled as they were scored: `(samples, k)`.
+
+        Args:
+            side, view: names.
+            seed: of the view.
+            x: samples `(n, units)` to read in place of the scored ones.
+        """
+        for i, stack in enumerate(self.plan.stacks):
+            if side in stack.names and view in stack.views:
+                family = next(family for family in self.fits[i].values() if view in family.views)
+                at = stack.names.index(side)
+                params = family.params(view, at * family.n_seeds + min(seed, family.n_seeds - 1))
+                encode = jax.jit(stack.views[view].encode)
+                if x is not None:
+                    return np.asarray(encode(params, jnp.asarray(x)))
+                scored = stack.scored[at]
+                units = encode(params, flat(scored))
+                return np.asarray(self.plan._pooled(units.reshape(*scored.shape[:2], units.shape[-1])))
+        raise ValueError(f"encode must be given a side and a view that were compared, got {side!r} and {view!r}.")
+
+    @property
+    def scores(self) -> Any:
+        """All scores as an `xarray.Dataset`: `score` by pair, comparison, metric, seed and fold; `units` and `replicates`.
+
+        What a comparison does not have is NaN: a second seed of neurons, the units of a narrower target, a missing score.
+        """
+        import xarray as xr
+
+        listed = [(label, pair) for label, pairs in self.plan.pairs.items() for pair in pairs]
+        metrics = [metric.name for metric in self.plan.metrics]
+        leaves = [scores for cell in self.cells.values() for scores in cell.values()]
+        sizes = {
+            "seed": max(len(scores["mean"]) for scores in leaves),
+            "fold": self.plan.divided.n_folds,
+            "unit": max((scores["units"].shape[2] for scores in leaves if "units" in scores), default=0),
+            "block": self.plan.n_blocks or 0,
+        }
+        lead = ("pair", "comparison", "metric", "seed")
+        shape = (len(listed), len(self.plan.comparisons), len(metrics), sizes["seed"])
+        dims = {"score": ("fold",), "units": ("fold", "unit"), "replicates": ("fold", "block")}
+        arrays = {name: np.full((*shape, *(sizes[dim] for dim in own)), np.nan, np.float32) for name, own in dims.items()}
+        for (label, pair, comparison), cell in self.cells.items():
+            at = listed.index((label, pair)), self.plan.comparisons.index(comparison)
+            for metric, scores in cell.items():
+                where = (*at, metrics.index(metric), slice(len(scores["mean"])))
+                arrays["score"][where] = scores["folds"]
+                if "units" in scores:
+                    units = np.where(scores["live"], scores["units"], np.nan)
+                    arrays["units"][(*where, slice(None), slice(units.shape[2]))] = units
+                if "replicates" in scores:
+                    arrays["replicates"][where] = scores["replicates"]
+        names = [label if len(self.plan.pairs[label]) == 1 else f"{label}: {a}->{b}" for label, (a, b) in listed]
+        coordinates = {"pair": names, "comparison": list(self.plan.comparisons), "metric": metrics}
+        return xr.Dataset({name: (lead + own, arrays[name]) for name, own in dims.items() if arrays[name].size}, coordinates)
+
+    def plot(self, path: str | os.PathLike | None = None) -> Any:
+        """The figure: a panel a metric, a bar a comparison, with intervals; written as PNG where there is a path."""
+        from superpos import plotting
+
+        rows = self.summary()
+        metrics = list(dict.fromkeys(row["metric"] for row in rows))
+        labels = list(dict.fromkeys(row["pair"] for row in rows))
+        figure, axes = plotting.panels(len(labels), len(metrics), (2 + 3 * len(metrics), 1.2 + 2.4 * len(labels)), sharey=True)
+        for line, label in zip(axes, labels, strict=True):
+            for axis, metric in zip(line, metrics, strict=True):
+                plotting.bars(axis, [row for row in rows if (row["pair"], row["metric"]) == (label, metric)])
+                axis.set_xlabel(plotting.metric_title(metric))
+            line[0].set_title(label, loc="left")
+        over = "no interval" if all(row["ci95"] is None for row in rows) else f"95 % interval over {rows[0]['over']}"
+        plotting.finish(figure, f"{self.n_scored} samples; bars: {over}")
+        if path is not None:
+            plotting.save(figure, path)
+        return figure
+
+    def __repr__(self) -> str:
+        rows = [
+            f"{row['pair']}  {row['metric']}  {row['comparison']}  {row['mean']:.3f}"
+            + (f"  {row['ci95'][0]:.3f} to {row['ci95'][1]:.3f} ({row['over']})" if row["ci95"] else "")
+            for row in self.summary()
+        ]
+        return "\n".join(["Comparison", *rows, *(f"missing: {row['comparison']}, {row['reason']}" for row in self.missing)])
+
+
+def _jackknife(scores: Mapping[str, np.ndarray]) -> stats.Jackknife:
+    """The score of all seeds together."""
+    if "replicates" not in scores:
+        raise ValueError("over samples needs blocks: compare with n_blocks=10.")
+    return stats.Jackknife(jnp.asarray(scores["mean"].mean()), jnp.asarray(scores["replicates"].mean(axis=0)))
+
+
+def _nothing(scores: Mapping[str, np.ndarray]) -> stats.Jackknife:
+    return stats.Jackknife(jnp.zeros(()), jnp.zeros(scores["replicates"].shape[1:]))
+
+
+def _over_samples(scores: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    summary, n = stats.over_samples(_jackknife(scores)), len(scores["mean"])
+    std = float(np.std(scores["mean"], ddof=1)) if n > 1 else 0.0
+    return {"mean": summary["mean"], "std": std, "ci95": summary["ci95"], "n_seeds": n, "n_pairs": n}
+
+
+def _over_seeds(scores: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    return {**stats.over_seeds(scores["mean"]), "n_pairs": len(scores["mean"])}
+
+
+def _over_units(scores: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    if "units" not in scores:
+        raise ValueError("over units needs a metric that scores each unit, and the same target units in a difference.")
+    units = np.where(scores["live"], scores["units"], np.nan).mean(axis=0)
+    return stats.over_units(Score(jnp.nanmean(units), jnp.nanmean(units, axis=1), units, {}))
+
+
+OVER: dict[str, Callable[..., dict[str, Any]]] = {
+    "sides": stats.over_pairs,
+    "samples": _over_samples,
+    "seeds": _over_seeds,
+    "units": _over_units,
+}
+
+
+def _subtract(a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The difference of two scores, seed by seed; one without seeds of its own stands beside each seed of the other."""
+    difference = {name: a[name] - b[name] for name in ("mean", "folds", "replicates") if name in a and name in b}
+    if "units" in a and "units" in b and a["units"].shape[2] == b["units"].shape[2]:
+        difference["units"] = a["units"] - b["units"]
+        difference["live"] = a["live"] & b["live"]
+    return difference
