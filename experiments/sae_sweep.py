@@ -234,7 +234,7 @@ def draw(results: dict[str, Any], run: Run) -> None:
         plotting.curves(axis, shown, "l0", "line", log=2, linestyle="-")
         if f"random_{name}" in chosen[0]:
             untrained = [{**row, "mean": row[f"random_{name}"], "ci95": None} for row in chosen]
-            small = {"linestyle": "--", "linewidth": 0.8, "marker": ".", "markersize": 3, "label": None}
+            small: dict[str, Any] = {"linestyle": "--", "linewidth": 0.8, "marker": ".", "markersize": 3, "label": None}
             plotting.curves(axis, untrained, "random_l0", "line", log=2, **small)
         if name == "recovery":
             _across(axis, [row for row in results["recovery"] if row["n_hidden"] == n_hidden and row["units"] != "random_sae"])

@@ -273,15 +273,12 @@ def draw(results: dict[str, Any], run: Run) -> None:
     for axis, (varied, (x, label)) in zip(curves, SETTINGS.items(), strict=True):
         log = None if varied == "rotation" else 2
         shown = [row for row in rows if row["varied"] == varied and EQUAL.get(row["metric"]) not in metrics]
-        plotting.curves(
-            axis, [row for row in shown if row["units"] == "linear"], x, "metric", log=log, among=metrics, linestyle="-"
-        )
-        plotting.curves(
-            axis, [row for row in shown if row["units"] == "rectified"], x, "metric", log=log, among=metrics, **OPEN, label=None
-        )
+        for units, options in (("linear", {"linestyle": "-"}), ("rectified", {**OPEN, "label": None})):
+            line = [row for row in shown if row["units"] == units]
+            plotting.curves(axis, line, x, "metric", log=log, among=metrics, **options)
         expected = [{**row, "mean": row["formula"], "ci95": None} for row in shown if row["formula"] is not None]
         if expected:
-            dots = {"color": "#999999", "linestyle": ":", "linewidth": 2.5, "marker": ""}
+            dots: dict[str, Any] = {"color": "#999999", "linestyle": ":", "linewidth": 2.5, "marker": ""}
             plotting.curves(axis, expected, x, "metric", log=log, **dots, label="formula for random arrangements")
         fixed = "" if varied == "compression" else f" ({next(row['n_units'] for row in shown)} units)"
         axis.set(ylim=(min(0, axis.get_ylim()[0]), 1.03), xlabel=label + fixed)

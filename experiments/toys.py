@@ -37,9 +37,8 @@ def get_config() -> ConfigDict:
     config.sae = ConfigDict({**sp.sae.PUBLISHED, "n_latents": 64, "k": 7, **optimisation})
     # Sparse inference: elastic net with features in 0 to 1. Of these penalties, and ridges in these ratios to them, those are
     # taken that recover features best from samples of their own.
-    config.oracle = ConfigDict(
-        {"steps": 100, "penalties": (0.003, 0.03, 0.1, 0.3), "ridge_ratios": (0.0, 1.0, 3.0), "n_samples": 4096}
-    )
+    tried = {"penalties": (0.003, 0.03, 0.1, 0.3), "ridge_ratios": (0.0, 1.0, 3.0)}
+    config.oracle = ConfigDict({"steps": 100, "n_samples": 4096, **tried})
     # A network that is trained on the true features; 0 steps: none.
     config.supervised = ConfigDict({"width": 256, "steps": 4_000, "batch_size": 1024, "learning_rate": 3e-3})
     # Settings of other views that differ from their defaults, by name of the view.
@@ -93,11 +92,7 @@ def train_toy(config: ConfigDict, key: Any, data_key: Any, n_hidden: int, stop: 
 
 
 def views(config: ConfigDict, names: Sequence[str], weights: Any) -> dict[str, View]:
-    """The views of a toy model with these weights `(n_features, n_hidden)`, in the order of the names.
-
-    Raises:
-        ValueError: a name that no view has.
-    """
+    """The views of a toy model with these weights `(n_features, n_hidden)`; refuses a name that no view has."""
     settings = config.sae.to_dict()
     options = {name: settings.pop(name) for name in sp.sae.PUBLISHED}
     sae = SAE(**settings, options=options, cosine=False)
@@ -119,9 +114,8 @@ def train(config: ConfigDict, names: Sequence[str], key: Any, data_key: Any, n_h
     init_key = jax.random.split(jax.random.fold_in(key, n_hidden), 3)[1]
     _, sae_data, recovery_data, oracle_data, supervised_data = jax.random.split(data_key, 5)
     made = views(config, names, params["W"])
-    keys, data_keys = (
-        {name: jax.random.fold_in(own, zlib.crc32(name.encode())) for name in shared(made)} for own in (init_key, sae_data)
-    )
+    numbers = {name: zlib.crc32(name.encode()) for name in shared(made)}
+    keys, data_keys = ({name: jax.random.fold_in(own, i) for name, i in numbers.items()} for own in (init_key, sae_data))
     keys |= {"sae": init_key, "supervised": jax.random.fold_in(init_key, 1)}
     data_keys |= {"sae": sae_data, "supervised": supervised_data, "oracle": oracle_data}
 
@@ -168,27 +162,19 @@ def score(config: ConfigDict, comparisons: Sequence[str], metrics: Any, a: Any, 
 
 
 def widen(state: Any, widest: Any, names: Sequence[str]) -> Any:
-    """The same model with silent hidden units added up to the largest width, so that `score` is compiled once for all widths.
+    """The same model with silent hidden units, which metrics mask, up to the largest width: `score` is compiled once for all.
 
-    Metrics mask units that are constant. Where a view is not blind to silent units, nothing is added.
+    Where a view is not blind to silent units, nothing is added.
     """
-    if not BLIND.issuperset(names):
-        return state
 
     def pad(leaf, wide):
-        missing = [(0, size - own) for own, size in zip(leaf.shape, wide.shape, strict=True)]
-        return jnp.pad(leaf, missing) if any(map(any, missing)) else leaf
+        return jnp.pad(leaf, [(0, size - own) for own, size in zip(leaf.shape, wide.shape, strict=True)]) if leaf.ndim else leaf
 
-    return jax.tree.map(pad, state, widest)
+    return jax.tree.map(pad, state, widest) if BLIND.issuperset(names) else state
 
 
 def sweep(
-    config: ConfigDict,
-    run: Run,
-    train: Callable,
-    grid: Mapping[str, Sequence[Any]],
-    score: Callable | None = None,
-    **options: Any,
+    config: ConfigDict, run: Run, train: Callable, grid: Mapping[str, Any], score: Callable | None = None, **options: Any
 ) -> sp.sweeps.Results:
     """Trains and scores all models as one program. What is wrong with the settings shows before anything is written."""
     init_key, data_key, eval_key = jax.random.split(jax.random.key(config.seed), 3)

@@ -116,7 +116,7 @@ def finish(figure: Any, caption: str = "", legend: Sequence[Any] | None = None) 
         legend: handles with labels; by default those of all axes without a legend of their own, each label once; () for none.
     """
     width = figure.get_figwidth()
-    figure.suptitle(textwrap.fill(caption, int(width / _WIDTH / 1.1)), **_NOTE)
+    figure.suptitle(textwrap.fill(caption, int(width / _WIDTH)), **_NOTE)
     if legend is None:
         axes = [axis for axis in figure.axes if axis.get_legend() is None]
         legend = [handle for axis in axes for handle in axis.get_legend_handles_labels()[0]]
@@ -131,7 +131,7 @@ def finish(figure: Any, caption: str = "", legend: Sequence[Any] | None = None) 
         figure.legend(handles.values(), handles, loc="outside lower center", **options)
     figure.draw_without_rendering()
     for axis in figure.axes:
-        room = int(axis.get_position().width * width / _WIDTH / 1.15)
+        room = int(axis.get_position().width * width / _WIDTH)
         for text in (axis.title, axis.xaxis.label):
             wrapped = [textwrap.fill(line, max(room, 10), break_long_words=False) for line in text.get_text().splitlines()]
             text.set_text("\n".join(wrapped))

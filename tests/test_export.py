@@ -8,7 +8,7 @@ import pytest
 from jax import export
 
 import superpos as sp
-from experiments import toy_alignment
+from experiments import toy_alignment, toys
 from superpos.metrics import Samples
 
 PLATFORMS = ("cuda", "tpu")
@@ -59,11 +59,12 @@ def test_what_is_registered(registry, name):
 def test_the_toy_study():
     config = toy_alignment.get_config()
     config.n_hidden, config.metrics = (8,), ("semi_match",)  # the others are above
-    study = toy_alignment.Study(config)
+    names = toy_alignment.views(config)
 
     def one_pair(keys, data_key, eval_key):
-        states = jax.vmap(functools.partial(study.train, n_hidden=8), (0, None))(keys, data_key)
-        return study.score(*(jax.tree.map(lambda leaf, i=i: leaf[i], states) for i in (0, 1)), eval_key)
+        states = jax.vmap(functools.partial(toys.train, config, names, n_hidden=8), (0, None))(keys, data_key)
+        pair = (jax.tree.map(lambda leaf, i=i: leaf[i], states) for i in (0, 1))
+        return toys.score(config, config.comparisons, config.metrics, *pair, eval_key)
 
     keys = jax.random.split(jax.random.key(0), 2)
     text = program(one_pair, keys, jax.random.key(1), jax.random.key(2))

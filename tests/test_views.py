@@ -351,36 +351,34 @@ def test_an_oracle_with_an_orthonormal_arrangement_soft_thresholds(key):
 
 @pytest.fixture(scope="module")
 def study():
-    """That of the toy experiment, at a size of seconds, and its parts of one model: its params and its source of samples."""
-    from experiments import toy_alignment
+    """A toy model of the experiments' settings, at a size of seconds: its settings, params, features and source of samples."""
+    from experiments import toys
 
-    config = toy_alignment.get_config()
-    config.n_hidden = (N_UNITS,)
+    config = toys.get_config()
     config.features.n_features = N_FEATURES
     config.supervised.update({"width": 8, "steps": 5, "batch_size": 16})
     config.oracle.update({"steps": 10, "n_samples": 128})
-    study = toy_alignment.Study(config)
-    params = study.toy(N_UNITS).init(jax.random.key(4))
-    return study, params, lambda key, n: study.toy(N_UNITS).encode(params, study.features.sample(key, n))
+    toy, features = toys.toy(config, N_UNITS), toys.features(config)
+    params = toy.init(jax.random.key(4))
+    return config, params, features, lambda key, n: toy.encode(params, features.sample(key, n))
 
 
 def test_the_oracle_is_that_of_the_toy_experiment(key, study):
-    study, params, draw = study
-    settings = study.config.oracle
-    view = views.Oracle(
-        params["W"],
-        truth=study.features.sample,
-        rectified=True,
-        steps=settings.steps,
-        penalties=settings.penalties,
-        ridge_ratios=settings.ridge_ratios,
-        n_samples=settings.n_samples,
-    )
+    config, params, features, draw = study
+    view = views.Oracle(params["W"], truth=features.sample, rectified=True, **config.oracle)
     found = view.fit(jax.random.key(9), draw, data_key=key)
-    expected = study.tune_oracle(params, draw(key, settings.n_samples), study.features.sample(key, settings.n_samples))
-    assert found == expected
+
+    def infer(x, penalty, ridge):
+        steps = config.oracle.steps
+        return sp.sparse_coding.fista(x, params["W"], penalty, ridge=ridge, upper=1.0, rectified=True, steps=steps)
+
+    units, z = (source(key, config.oracle.n_samples) for source in (draw, features.sample))
+    pairs = [(penalty, penalty * ratio) for penalty in config.oracle.penalties for ratio in config.oracle.ridge_ratios]
+    recovered = [sp.align(infer(units, *pair), z, "feature_recovery", folds=None)["feature_recovery"].mean for pair in pairs]
+    best = pairs[int(np.argmax(recovered))]
+    np.testing.assert_allclose((found["penalty"], found["ridge"]), best, rtol=1e-6)
     x = draw(jax.random.key(1), 32)
-    np.testing.assert_array_equal(view.encode(found, x), study.infer(params, expected, x))
+    np.testing.assert_allclose(view.encode(found, x), infer(x, *best), atol=1e-6)
 
 
 def test_an_arrangement_may_be_traced(key):
@@ -394,14 +392,14 @@ def test_an_arrangement_may_be_traced(key):
 
 
 def test_the_supervised_network_is_that_of_the_toy_experiment(key, study):
-    study, _, draw = study
-    settings = study.config.supervised
+    config, _, features, draw = study
+    settings = config.supervised
     sizes = {"steps": settings.steps, "batch_size": settings.batch_size}
-    view = views.Supervised(study.features.sample, width=settings.width, learning_rate=settings.learning_rate, **sizes)
+    view = views.Supervised(features.sample, width=settings.width, learning_rate=settings.learning_rate, **sizes)
     expected, _ = sp.fit(
-        study.probe(N_UNITS),
+        sp.probe.Probe(N_UNITS, N_FEATURES, settings.width),
         key,
-        lambda key, n: (draw(key, n), study.features.sample(key, n)),
+        lambda key, n: (draw(key, n), features.sample(key, n)),
         data_key=jax.random.key(8),
         optimizer=optax.adam(optax.cosine_decay_schedule(settings.learning_rate, settings.steps)),
         **sizes,

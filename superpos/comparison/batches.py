@@ -146,9 +146,7 @@ def batch_moments(
     if apart:
         return dict(zip(pairs, sums, strict=True))
     return {
-        comparison: moments_lib.select(
-            old, columns(names[0], pairs[comparison][0], 0), columns(names[1], pairs[comparison][1], 1)
-        )
+        comparison: moments_lib.select(old, *(columns(names[end], pairs[comparison][end], end) for end in range(2)))
         for old, names, group in zip(sums, members, groups, strict=True)
         for comparison in group
     }
