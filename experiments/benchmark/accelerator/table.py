@@ -23,4 +23,4 @@ def _readable(value):
         return "yes" if value else "no"
     if isinstance(value, int | float):
         return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
-    return str(value)
+    return str(value)[:90]
