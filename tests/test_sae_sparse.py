@@ -1,12 +1,14 @@
 """Few of many latents are decoded from their rows: as the dense product does."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import superpos as sp
-from superpos.sae.base import sparse_linear
+from superpos.sae.base import _by_passes, _by_ranks, sparse_linear
 
 SAE = sp.sae.TopK(12, 600, 4, dead_after=1)
 
@@ -51,7 +53,44 @@ def test_accelerators_multiply():
     assert "gather" not in traced.lower(lowering_platforms=("cuda",)).as_text()
 
 
+@pytest.mark.parametrize("k", [1, 3, 8])
+def test_ranks_mark_what_passes_mark(k):
+    x = jax.random.randint(jax.random.key(k), (8, 500), 0, 6).astype(float)  # many are equal, many are 0
+    marked = _by_ranks(x, k)
+    np.testing.assert_array_equal(marked, _by_passes(x, k))
+    np.testing.assert_array_equal(marked.sum(axis=0), np.minimum(k, (x > 0).sum(axis=0)))
+
+
+def test_no_step_waits_for_the_host_of_an_accelerator():
+    """A loop whose end the data decide: its condition is more than a comparison with a number."""
+    x = jax.ShapeDtypeStruct((64, 32), jnp.float32)
+    for mask in (sp.sae.base.top_k_mask, sp.sae.batch_topk.largest_mask):
+        traced = jax.jit(lambda x, mask=mask: mask(x, 7)).trace(x)
+        conditions = {
+            platform: re.findall(
+                r"stablehlo.while.*?cond \{(.*?)\} do", traced.lower(lowering_platforms=(platform,)).as_text(), re.S
+            )
+            for platform in ("cpu", "cuda", "tpu")
+        }
+        open_ended = {
+            platform: [text for text in found if len(re.findall(r"= stablehlo\.(?!constant)", text)) > 1 or "call" in text]
+            for platform, found in conditions.items()
+        }
+        assert open_ended["cpu"]
+        assert not open_ended["cuda"]
+        assert not open_ended["tpu"]
+
+
 def test_the_largest_of_a_batch_and_of_equal_ones_at_the_edge_none():
     x = jnp.array([[3.0, -1.0, 2.0], [2.0, 5.0, 0.0]])
     for count, smallest in ((1, 5.0), (2, 3.0), (3, 3.0), (4, 2.0), (6, 2.0)):
         np.testing.assert_array_equal(sp.sae.batch_topk.largest_mask(x, count), x >= smallest)
+
+
+def test_bisection_ends_alike_on_all_platforms(monkeypatch):
+    x = jnp.round(jax.random.normal(jax.random.key(0), (30, 40)), 1)  # many are equal
+    counts = (1, 7, 100, 1200, 2000)
+    expected = [sp.sae.batch_topk.largest_mask(x, count) for count in counts]
+    monkeypatch.setattr(jax.lax, "platform_dependent", lambda *args, cpu, default: default(*args))
+    for count, mask in zip(counts, expected, strict=True):
+        np.testing.assert_array_equal(sp.sae.batch_topk.largest_mask(x, count), mask)

@@ -8,7 +8,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from experiments.benchmark import alignment, figures, ridge, timing
-from experiments.benchmark.accelerator import runner
+from experiments.benchmark.accelerator import runner, table
 from superpos.results import Run
 
 # And the packages that they are beside.
@@ -72,7 +72,7 @@ def compute(config: ConfigDict, run: Run) -> dict[str, Any]:
     if config.suite == "accelerator":
         run.claim()
         found = runner.run(run.path / "accelerator", config.limit_s, config.size, config.parts)
-        rows = [{name: row.get(name) for name in runner.COLUMNS} for row in found["rows"]]
+        rows = [{name: row.get(name) for name in table.COLUMNS} for row in found["rows"]]
         return run.finish(rows, {"all parts": found["seconds"]}, parts=found["parts"], card=found["device"])
     if config.suite == "training":
         from experiments.benchmark import training

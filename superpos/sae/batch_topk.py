@@ -71,6 +71,16 @@ def largest_mask(x: Float[Array, "units n"], count: ArrayLike) -> Bool[Array, "u
         count_above = jnp.sum(bits > middle)
         return jnp.where(count_above >= count, middle, low), jnp.where(count_above <= count, middle, high)
 
-    # Ends meet as soon as exactly `count` entries lie above: about half of the passes that all bits would take.
-    _, high = lax.while_loop(lambda ends: ends[1] - ends[0] > 1, halve, (zero - 1, jnp.max(bits)))
+    def unfinished(ends):
+        return ends[1] - ends[0] > 1
+
+    def until_they_meet(*ends):
+        return lax.while_loop(unfinished, halve, ends)
+
+    def as_often_as_bits(*ends):
+        return lax.fori_loop(0, 8 * x.dtype.itemsize, lambda _, found: halve(found), ends)
+
+    # Ends meet as soon as exactly `count` entries lie above: about half of the passes that all bits would take. But an
+    # accelerator's host would have to look after each of them.
+    _, high = lax.platform_dependent(zero - 1, jnp.max(bits), cpu=until_they_meet, default=as_often_as_bits)
     return (bits > high) & (bits > 0)

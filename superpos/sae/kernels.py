@@ -1,5 +1,6 @@
 """Products and selections that sparse autoencoders are made of. Most take columns: see `linear`."""
 
+import functools
 import math
 from typing import Any
 
@@ -96,32 +97,45 @@ def mean_square(error: Float[Array, "units n"]) -> Float[Array, ""]:
 def top_k_mask(x: Float[Array, "units n"], k: ArrayLike) -> Bool[Array, "units n"]:
     """Marks the k largest positive entries of each column; among equal ones the first. A traced k may be mapped over.
 
-    Few units: k - 1 passes, each lowering a threshold to the next smaller value, many times faster than `lax.top_k` on CPU,
-    where that sorts. Many units: `lax.top_k`.
+    Many units: `lax.top_k`. Few: on CPU k - 1 passes over them, many times faster than `lax.top_k`, which sorts there.
+    Elsewhere their ranks: passes end where the data say, so that an accelerator's host would have to look in each step.
     """
     if len(x) > 512 and isinstance(k, int):
         values, positions = lax.top_k(x.T, k)
         samples = jnp.arange(x.shape[1])[:, None]
         return jnp.zeros(x.T.shape, bool).at[samples, positions].set(values > 0, unique_indices=True).T
-    x = jnp.maximum(x, 0)
+    passes, ranks = functools.partial(_by_passes, k=k), functools.partial(_by_ranks, k=k)
+    # Ranks are the square of the units in operations.
+    return lax.platform_dependent(jnp.maximum(x, 0), cpu=passes, default=ranks if len(x) <= 512 else passes)
 
-    def lower(_: Any, threshold: Array) -> Array:
+
+def _by_passes(x: Array, k: ArrayLike) -> Array:
+    """Each pass lowers a threshold to the next smaller value."""
+
+    def lower(_, threshold):
         return _fold(jnp.maximum, jnp.where(x < threshold, x, 0))
 
     threshold = lax.fori_loop(0, k - 1, lower, _fold(jnp.maximum, x))
     mask = (x >= threshold) & (x > 0)
 
     # Equal values can leave too many: drop the last of the smallest until k remain. Almost always no iteration.
-    def crowded(mask: Array) -> Array:
+    def crowded(mask):
         return _fold(jnp.add, mask.astype(jnp.int32)) > k
 
-    def drop(mask: Array) -> Array:
+    def drop(mask):
         smallest = mask & (x == jnp.min(jnp.where(mask, x, jnp.inf), axis=0))
         position = jnp.arange(len(x))[:, None]
         victim = position == jnp.max(jnp.where(smallest, position, -1), axis=0)
         return mask & ~(crowded(mask) & victim)
 
     return lax.while_loop(lambda mask: jnp.any(crowded(mask)), drop, mask)
+
+
+def _by_ranks(x: Array, k: ArrayLike) -> Array:
+    """The rank of an entry is the number of those that are larger, or as large and come before."""
+    i = jnp.arange(len(x))
+    before = (x[:, None] > x) | ((x[:, None] == x) & (i[:, None] < i)[:, :, None])
+    return (jnp.sum(before, axis=0, dtype=jnp.int32) < k) & (x > 0)
 
 
 def _fold(combine: Any, rows: Array) -> Array:

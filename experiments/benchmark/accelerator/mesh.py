@@ -57,8 +57,10 @@ def run(size: dict[str, int], report) -> None:
 def collectives(compiled: Any) -> dict[str, int]:
     """Bytes of the results of each kind of collective in a compiled program; those of a loop's body count once."""
     found: dict[str, int] = {}
-    for shapes, kind in re.findall(rf"= (.*?) ({'|'.join(COLLECTIVES)})(?:-start)?\(", compiled.as_text()):
-        sizes = [BYTES[kind] * math.prod(int(n) for n in dims.split(",") if n) for kind, dims in _SHAPE.findall(shapes)]
+    for shapes, kind, start in re.findall(rf"= (.*?) ({'|'.join(COLLECTIVES)})(-start)?\(", compiled.as_text()):
+        sizes = [BYTES[of] * math.prod(int(n) for n in dims.split(",") if n) for of, dims in _SHAPE.findall(shapes)]
+        if start and kind == "all-gather":  # whose result names what goes in beside what comes out
+            sizes = sizes[len(sizes) // 2 :]
         found[kind] = found.get(kind, 0) + sum(sizes)
     return found
 

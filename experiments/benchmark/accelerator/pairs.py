@@ -42,7 +42,7 @@ def run(size: dict[str, Any], report) -> None:
         keys = jax.random.split(jax.random.key(0), models)
         found = sp.sweep(train, {}, keys, score=score(metrics), progress=False)
         spent = found.seconds["run"]
-        own = found.scores[metrics[0]].values.diagonal()
+        own = found.rows["score"][0][metrics[0]][0].diagonal()
         report.row(
             f"{models**2:,} pairs of {n} units, {samples:,} samples: {', '.join(metrics)}",
             spent,

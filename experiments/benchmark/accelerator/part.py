@@ -5,6 +5,7 @@ Rows go to `FOLDER/NAME.jsonl` as they are found. The last line on standard erro
 
 import importlib
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -31,13 +32,15 @@ class Report:
             work: what was done.
             seconds: that it took.
             counts: what `Card.expect` takes.
-            **found: further columns; see `COLUMNS` of runner.py.
+            **found: further columns; see `COLUMNS` of table.py.
         """
         row: dict[str, Any] = {"part": self.name, "work": work, "seconds": seconds}
         if counts and self.card:
             row["expected_s"], row["bound"] = self.card.expect(**counts)
             row["share"] = row["expected_s"] / seconds if seconds else None
         row |= {name: value for name, value in found.items() if value is not None}
+        # JSON knows neither NaN nor infinity.
+        row = {name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in row.items()}
         with self.file.open("a") as out:
             out.write(json.dumps(row | {"memory_gib": memory()}) + "\n")
 

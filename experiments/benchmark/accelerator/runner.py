@@ -13,8 +13,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from superpos.results import write_json
-
 ROOT = Path(__file__).parents[3]
 HERE = "experiments.benchmark.accelerator"
 REQUIRED = ("jax", "optax", "numpy", "scipy", "jaxtyping", "tabulate", "tqdm")
@@ -28,10 +26,6 @@ OPTIONAL = {
     "xarray": "no study",
     "psutil": "no sweeps on a CPU",
 }
-COLUMNS = (
-    *("part", "work", "seconds", "expected_s", "bound", "share", "rate", "unit", "against", "ratio"),
-    *("goal", "met", "difference", "compile_s", "memory_gib", "note"),
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,7 +114,7 @@ def run(
         results["rows"] += rows
         results["parts"].append({"part": part.name, "seconds": time.monotonic() - begun, "rows": len(rows), "reason": reason})
         say(f"{part.name}: {time.monotonic() - begun:.0f} s, {len(rows)} rows" + f"; {reason}" * bool(reason))
-        write_json(folder / "accelerator.json", results)
+        _write(folder / "accelerator.json", results)
 
     one(DEVICE, size or "full")
     if reason := results["parts"][0]["reason"]:
@@ -138,7 +132,7 @@ def run(
         if not chosen or part.name in chosen:
             one(part, size)
     results["seconds"] = time.monotonic() - started
-    write_json(folder / "accelerator.json", results)
+    _write(folder / "accelerator.json", results)
     return results
 
 
@@ -183,6 +177,13 @@ def _process(part, folder, size, limit):
     if memory := [line for line in said if "RESOURCE_EXHAUSTED" in line or "out of memory" in line.lower()]:
         return f"out of memory: {memory[-1].strip()[:300]}"
     return (f"ended by signal {-status}: " if status < 0 else "") + (said[-1].strip()[:300] if said else "no word")
+
+
+def _write(file, content):
+    """Whole or not at all. Not by `superpos.results`, whose package imports JAX: this process leaves the card alone."""
+    part = file.with_suffix(".part")
+    part.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
+    part.replace(file)
 
 
 def _rows(file):

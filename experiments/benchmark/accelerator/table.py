@@ -4,7 +4,10 @@ from typing import Any
 
 from tabulate import tabulate
 
-from experiments.benchmark.accelerator.runner import COLUMNS
+COLUMNS = (
+    *("part", "work", "seconds", "expected_s", "bound", "share", "rate", "unit", "against", "ratio"),
+    *("goal", "met", "difference", "compile_s", "memory_gib", "note"),
+)
 
 
 def text(results: dict[str, Any]) -> str:
@@ -23,4 +26,4 @@ def _readable(value):
         return "yes" if value else "no"
     if isinstance(value, int | float):
         return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
-    return str(value)
+    return str(value)[:90]

@@ -17,11 +17,12 @@ SIZES: dict[str, Any] = {
     "full": {
         "steps": {1024: 10_000, 8: 2000, 64: 2000, 8192: 500},
         "goal": 1024,
+        "stated": True,
         "batch_size": 1024,
         "loop": (4, 100),
         "vmap_steps": 20,
     },
-    "small": {"steps": {4: 10, 2: 10}, "goal": 4, "batch_size": 64, "loop": (1, 5), "vmap_steps": 2},
+    "small": {"steps": {4: 10, 2: 10}, "goal": 4, "stated": False, "batch_size": 64, "loop": (1, 5), "vmap_steps": 2},
 }
 
 
@@ -66,7 +67,7 @@ def _ours(model, z, n, steps, precision, loop, size, report, note):
     rate, of_limit = n * steps / spent, flops / report.card.flops / spent
     ratio = rate / loop if loop else None
     goal = met = None
-    if n == size["goal"] and precision == "highest":
+    if size["stated"] and n == size["goal"] and precision == "highest":
         goal = "within 5 x the fp32 FLOP limit, 1,000 x the loop"
         met = of_limit >= 0.2 and (ratio or 0) >= 1000
     report.row(
