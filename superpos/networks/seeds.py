@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Int, Key
 
 from superpos import training
 
@@ -90,3 +90,14 @@ def activations(
 def image_batch(task: Any, key: Key[Array, ""], i: Any) -> tuple[Array, Array]:
     """The i-th `BATCH` of the images that a key makes, and their classes."""
     return task.sample(jax.random.fold_in(jax.random.fold_in(key, i), 1), BATCH)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 2))
+def classes(task: Any, key: Key[Array, ""], n: int) -> Int[Array, " images"]:
+    """The classes of the `n` images that a key makes, in the order of `activations`, without drawing them."""
+    return jax.lax.map(lambda i: image_batch(task, key, i)[1], jnp.arange(-(-n // BATCH))).reshape(-1)[:n]
+
+
+def image(task: Any, key: Key[Array, ""], i: int) -> Float[Array, "height width 3"]:
+    """The i-th of the images that a key makes, as it stands in `activations`."""
+    return image_batch(task, key, i // BATCH)[0][i % BATCH]
