@@ -62,28 +62,18 @@ def get_config() -> ConfigDict:
             "n_scored": 6_000,
         }
     )
-    config.sae = ConfigDict(
-        {
-            "architecture": "topk",  # of sp.sae
-            "expansion": 4.0,  # latents for each unit
-            "k": 4,  # a few, since the layer's mean has hardly more dimensions than there are classes
-            "steps": 2_000,
-            "batch_size": 512,
-            "learning_rate": 3e-3,  # cosine decay
-        }
-    )
+    # Few latents are active, since the layer's mean has hardly more dimensions than there are classes. The rate decays to 0.
+    optimisation = {"steps": 2_000, "batch_size": 512, "learning_rate": 3e-3}
+    config.sae = ConfigDict({"architecture": "topk", "expansion": 4.0, "k": 4, **optimisation})
     return config
 
 
 class Material(NamedTuple):
-    """Activations `(networks, images, positions, units)` that fit views and that are scored, and what the scored images are.
-
-    `sets` holds by set of categories the category of each image and all names, `numbers` which of all images they are.
-    """
+    """Activations `(networks, images, positions, units)`, of the scored images the categories, and their numbers among all."""
 
     training: Any
     scored: Any
-    sets: dict[str, tuple[np.ndarray, tuple[str, ...]]]
+    sets: sp.selectivity.Sets
     numbers: np.ndarray
 
 
@@ -98,8 +88,8 @@ def read(config: ConfigDict) -> Material:
     with command.naming(config, share="train_fraction"):
         told = read_labelled(config.activations, labels=config.labels or None, images=config.images or None, axes=axes)
         fitted, scored = split_stratified(told.labels, config.train_fraction, config.seed)
-    sets = {"category": (told.labels[scored], told.categories)}
-    return Material(told.units[fitted][None], told.units[scored][None], sets, scored)
+    training, of_scored, sets = told.units[fitted], told.units[scored], {"category": (told.labels[scored], told.categories)}
+    return Material(training[None], of_scored[None], sets, scored)
 
 
 def make(config: ConfigDict, run: Run) -> tuple[Material, list[dict[str, Any]]]:
@@ -118,12 +108,11 @@ def make(config: ConfigDict, run: Run) -> tuple[Material, list[dict[str, Any]]]:
 
     with command.naming(config, layers="network.layer"):
         shapes = jax.eval_shape(lambda: look(jax.vmap(train, (0, None))(each, task_key)["params"]))
-    sets = TASK.sets(np.asarray(seeds.classes(TASK, part_keys[1], settings.n_scored)))
-    numbers = np.arange(settings.n_scored)
-    planned(config, Material(*shapes, sets, numbers))  # what is wrong with the settings shows before anything is written
+    known = TASK.sets(np.asarray(seeds.classes(TASK, part_keys[1], settings.n_scored))), np.arange(settings.n_scored)
+    planned(config, Material(*shapes, *known))  # what is wrong with the settings shows before anything is written
     run.claim()
     trained = sp.sweep(train, {}, each, data_key=task_key, chunk=config.chunk or None, workdir=run.path / "networks").load()
-    return Material(*jax.jit(look)(trained["params"]), sets, numbers), [sp.stats.over_seeds(trained["accuracy"])]
+    return Material(*jax.jit(look)(trained["params"]), *known), [sp.stats.over_seeds(trained["accuracy"])]
 
 
 def planned(config: ConfigDict, material: Material) -> tuple[dict[str, views.View], tuple[np.ndarray, ...]]:
@@ -148,28 +137,24 @@ def compute(config: ConfigDict, run: Run) -> dict[str, Any]:
     chosen, halves = planned(config, material)
     run.claim()
     made_at, n_networks = time.perf_counter(), len(material.scored)
-    labels, names = ({of: pair[i] for of, pair in material.sets.items()} for i in range(2))
-    n_categories = {of: len(categories) for of, categories in names.items()}
 
     def measure(seed: Any, data: dict[str, Any]) -> dict[str, Any]:
         parts = [data[part][jnp.minimum(seed, n_networks - 1)] for part in ("training", "scored")]
-        key = jax.random.fold_in(data["key"], seed)
-        return sp.selectivity.of_views(chosen, key, *parts, data["labels"], n_categories, data["halves"])
+        return sp.selectivity.of_views(chosen, jax.random.fold_in(data["key"], seed), *parts, material.sets, halves)
 
     data = {"key": keys_of(config)[3], "training": material.training, "scored": material.scored}
-    options = {"data_key": {**data, "labels": labels, "halves": halves}, "chunk": config.chunk or None}
-    swept = sp.sweep(measure, {}, np.arange(config.n_seeds), workdir=run.path / "views", **options).load()
+    options = {"chunk": config.chunk or None, "workdir": run.path / "views"}
+    swept = sp.sweep(measure, {}, np.arange(config.n_seeds), data_key=data, **options).load()
     # A view that is not random has one fit to the activations of one network.
     n_fits = {name: config.n_seeds if view.random else n_networks for name, view in chosen.items()}
     d = {name: {of: one[: n_fits[name]] for of, one in swept["d"][name].items()} for name in chosen}
-    of_first = {name: of_sets[next(iter(labels))] for name, of_sets in d.items()}
-
-    fits, shown = jax.tree.map(lambda leaf: jnp.asarray(leaf[0]), swept["fits"]), material.scored[0][halves[1]]
-    flat, units = shown.reshape(-1, shown.shape[-1]), {}
-    for name in (name for name in chosen if name in SHOWN):
-        units[name] = chosen[name].encode(views.params_of(chosen, fits, name), flat).reshape(*shown.shape[:2], -1)
-    ends = {name: of_seeds[0] for name, of_seeds in of_first.items()}
-    top = sp.selectivity.examples(material.sets, ends, units, halves[1], config.n_categories, config.n_top)
+    of_first = {name: of_sets[next(iter(material.sets))] for name, of_sets in d.items()}
+    fits, shown = jax.tree.map(lambda leaf: jnp.asarray(leaf[0]), (swept["fits"], material.scored))
+    shown = shown[halves[1]]
+    flat, of_shown = shown.reshape(-1, shown.shape[-1]), {name: chosen[name] for name in SHOWN if name in chosen}
+    units = {name: k.reshape(*shown.shape[:2], -1) for name, k in views.encode_all(of_shown, fits, flat).items()}
+    first = {name: of_seeds[0] for name, of_seeds in of_first.items()}
+    top = sp.selectivity.examples(material.sets, first, units, halves[1], config.n_categories, config.n_top)
     described = {name: jax.tree.map(lambda values: float(values.mean()), told) for name, told in swept["described"].items()}
     return run.finish(
         sp.selectivity.table(d, config.threshold),
@@ -188,8 +173,7 @@ def draw(results: dict[str, Any], run: Run) -> None:
     figure, ((left, *others),) = plotting.panels(1, 3, (11, 4), width_ratios=(1.3, 1, 1))
     plotting.lines(left, curves["thresholds"], curves["above"])
     left.axvline(config.threshold, color="#999999", linewidth=0.8, linestyle=":")
-    first = rows[0]["set"]
-    left.set(xlabel=f"threshold of d' ({first})", ylabel=f"units above it, a {first}", xlim=0, yscale="log")
+    left.set(xlabel="threshold of d'", ylabel=f"units above it, a {rows[0]['set']}", xlim=0, yscale="log")
     left.yaxis.set_major_formatter("{x:g}")
     labels = {"best": "d' of the best unit, held out", "effective": "units that a category is spread over"}
     for axis, (number, label) in zip(others, labels.items(), strict=True):
@@ -200,9 +184,9 @@ def draw(results: dict[str, Any], run: Run) -> None:
     plotting.save(figure, run.figure)
     if config.activations and not config.images:
         return
-    scored_key = jax.random.fold_in(keys_of(config)[2], 1)
-    image = Images(config.images).thumbnail if config.images else functools.partial(seeds.image, TASK, scored_key)
-    top = results["top"]["rows"]
+    top, key = results["top"]["rows"], jax.random.fold_in(keys_of(config)[2], 1)
+    made = {} if config.images else seeds.images(TASK, key, (number for row in top for number in row["images"]))
+    image = Images(config.images).thumbnail if config.images else made.__getitem__
     plotting.image_grid(
         [[image(number) for number in row["images"]] for row in top],
         [f"{row['category']}\n{SHOWN[row['kind']]} {row['unit']}: d' {row['d_prime']:.1f}, {row['hits']} fit" for row in top],

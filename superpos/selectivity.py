@@ -211,8 +211,7 @@ def of_views(
     key: Key[Array, ""],
     training: Float[Array, "images positions units"],
     scored: Float[Array, "images positions units"],
-    labels: Mapping[str, Int[Array, " images"]],
-    n_categories: Mapping[str, int],
+    sets: Sets,
     halves: Sequence[ArrayLike],
 ) -> dict[str, Any]:
     """Fits views to one system, and measures how selective the units of each are. Pure: `jit` it, `sp.sweep` it over keys.
@@ -222,8 +221,7 @@ def of_views(
         key: of the fits.
         training: `(n_training_images, n_positions, n_units)`, which fit the views, each position as a sample.
         scored: `(n_images, n_positions, n_units)`.
-        labels: by name of a set of categories, the category of each scored image.
-        n_categories: by name of a set; static.
+        sets: of categories of the scored images, as of `halve`; static.
         halves: of the scored images, as `halve` gives them.
 
     Returns:
@@ -235,7 +233,7 @@ def of_views(
     d = {}
     for name, units in encode_all(views, fits, samples).items():
         units = units.reshape(*scored.shape[:2], -1)
-        d[name] = {of: d_prime_of_halves(units, labels[of], n_categories[of], halves) for of in labels}
+        d[name] = {of: d_prime_of_halves(units, labels, len(names), halves) for of, (labels, names) in sets.items()}
     described = {name: view.describe(params_of(views, fits, name), samples) for name, view in views.items()}
     return {"fits": fits, "described": described, "d": d}
 

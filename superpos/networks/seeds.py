@@ -1,11 +1,12 @@
 """Networks of several seeds, and what their layers make of images that nobody has to store."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, Key
 
@@ -98,6 +99,8 @@ def classes(task: Any, key: Key[Array, ""], n: int) -> Int[Array, " images"]:
     return jax.lax.map(lambda i: image_batch(task, key, i)[1], jnp.arange(-(-n // BATCH))).reshape(-1)[:n]
 
 
-def image(task: Any, key: Key[Array, ""], i: int) -> Float[Array, "height width 3"]:
-    """The i-th of the images that a key makes, as it stands in `activations`."""
-    return image_batch(task, key, i // BATCH)[0][i % BATCH]
+def images(task: Any, key: Key[Array, ""], numbers: Iterable[int]) -> dict[int, Float[np.ndarray, "height width 3"]]:
+    """Some of the images that a key makes, by their number in `activations`; each batch that holds any is made once."""
+    wanted = sorted(set(numbers))
+    batches = {i: np.asarray(image_batch(task, key, i)[0]) for i in dict.fromkeys(number // BATCH for number in wanted)}
+    return {number: batches[number // BATCH][number % BATCH] for number in wanted}
