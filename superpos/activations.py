@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from superpos import data
 from superpos import folds as folds_lib
+from superpos.images import Images
 from superpos.results import did_you_mean
 from superpos.views import View
 
@@ -171,6 +172,66 @@ def divide(
         named_groups[scored],
         dropped,
     )
+
+
+class Labelled(NamedTuple):
+    """Activations to images of known categories.
+
+    Attributes:
+        units: `(images, positions, units)`, float32.
+        labels: the category of each image, 0 to the number of categories - 1.
+        categories: their names.
+    """
+
+    units: Float[np.ndarray, "images positions units"]
+    labels: Int[np.ndarray, " images"]
+    categories: tuple[str, ...]
+
+
+def read_labelled(activations: Any, *, labels: Any = None, images: Any = None, axes: Sequence[str] | None = None) -> Labelled:
+    """Reads activations to images, and the category of each.
+
+    Args:
+        activations: as x of a `Side`.
+        labels: whole numbers, one an image, as an array or a path that `superpos.data.load` takes; by default the folder in
+            which an image lies is its category.
+        images: folder or zip, whose sorted names are the images; see `superpos.images.Images`.
+        axes: as of a `Side`.
+
+    Raises:
+        ValueError: files that cannot be read, hold NaN, or do not fit each other; fewer than two categories. One sentence that
+            begins with the argument.
+
+    >>> told = read_labelled(np.zeros((4, 3)), labels=np.array([7, 9, 7, 9]))
+    >>> told.units.shape, told.labels.tolist(), told.categories
+    ((4, 1, 3), [0, 1, 0, 1], ('7', '9'))
+    """
+    units = _read("activations", Side(activations, axes=axes), activations).array
+    if images is None and labels is None:
+        raise ValueError("activations needs categories: labels, one an image, or images that lie in one folder a category.")
+    folders = None
+    if images is not None:
+        try:
+            folders = Images(images).folders
+        except (ValueError, OSError) as error:
+            raise ValueError(f"images: {error}") from error
+        if len(folders) != len(units):
+            raise ValueError(f"images must be the {len(units)} samples of activations, got {len(folders)} images.")
+    if labels is not None:
+        try:
+            given = np.asarray(data.load(os.fspath(labels)) if isinstance(labels, str | os.PathLike) else labels)
+        except (ValueError, OSError) as error:
+            raise ValueError(f"labels: {error}") from error
+        if given.shape != (len(units),) or given.dtype.kind not in "iu":
+            got = f"{given.dtype} of shape {given.shape}"
+            raise ValueError(f"labels must be {len(units)} whole numbers, one a sample of activations, got {got}.")
+    else:
+        given = np.array(folders)
+    values, numbers = np.unique(given, return_inverse=True)
+    if len(values) < 2:
+        argument = "images" if labels is None else "labels"
+        raise ValueError(f"{argument} must have at least 2 categories (of images: folders that they lie in), got 1.")
+    return Labelled(units, numbers, tuple(map(str, values)))
 
 
 def _read(name: str, side: Side, value: Any) -> _Source:

@@ -1,4 +1,4 @@
-"""Folds for cross-validation, and blocks of samples within them; a group of samples never straddles two."""
+"""Folds for cross-validation, and blocks of samples within them; a group of samples never straddles two. Splits in two."""
 
 from typing import Any
 
@@ -110,6 +110,35 @@ def split(
     rank = np.argsort(np.asarray(jax.random.permutation(key, len(names))))  # of each group in random order
     fitted = np.flatnonzero(rank[groups] >= n_scored)
     return fitted[np.argsort(rank[groups[fitted]], kind="stable")], np.flatnonzero(rank[groups] < n_scored)
+
+
+def split_stratified(
+    labels: Int[np.ndarray, " rows"], share: float, seed: int
+) -> tuple[Int[np.ndarray, " fitted"], Int[np.ndarray, " scored"]]:
+    """Rows that fit and rows that are scored, where each category has its share of both; in ascending order.
+
+    The rows of each category are dealt out in random order, one category after the other: on either side it has its share, up
+    to one row.
+
+    Args:
+        labels: the category of each row.
+        share: of the rows that fit.
+        seed: of the random order.
+
+    Raises:
+        ValueError: a share that leaves nothing on one side.
+
+    >>> fitted, scored = split_stratified(np.array([0, 0, 0, 0, 1, 1, 1, 1]), 0.5, seed=0)
+    >>> (fitted >= 4).sum(), (scored >= 4).sum(), sorted([*fitted, *scored]) == list(range(8))
+    (np.int64(2), np.int64(2), True)
+    """
+    labels = np.asarray(labels)
+    order = np.random.default_rng(seed).permutation(len(labels))
+    order = order[np.argsort(labels[order], kind="stable")]
+    fits = np.diff(np.floor(np.arange(len(labels) + 1) * share)) > 0 if 0 < share < 1 else np.ones(len(labels), bool)
+    if fits.all() or not fits.any():
+        raise ValueError(f"share must be above 0 and below 1, and leave some of {len(labels)} rows on both sides, got {share}.")
+    return np.sort(order[fits]), np.sort(order[~fits])
 
 
 def _number(groups: Any, n_samples: int) -> tuple[Int[Array, " samples"], int | None]:

@@ -93,6 +93,12 @@ class Images:
             raise ValueError(f"Image {name} in {self.path} must have 8 bits a channel, got Pillow's mode {image.mode}.")
         return image.convert("RGB")
 
+    def thumbnail(self, index: int, size: int = 128) -> Any:
+        """One image for figures, at most `size` pixels high and wide."""
+        image = self[index]
+        image.thumbnail((size, size))
+        return image
+
 
 @dataclasses.dataclass(frozen=True)
 class Preprocessing:

@@ -241,6 +241,20 @@ def curves(
     axis.set_xlabel(x)
 
 
+def lines(axis: Any, x: Sequence[float], groups: dict[str, Sequence[Sequence[float]]]) -> None:
+    """A line a seed for each view, without points or intervals; labelled for a legend, each view once.
+
+    Args:
+        axis: to draw on.
+        x: where all lines have their values.
+        groups: by view, the values of each seed, `(n_seeds, len(x))`.
+    """
+    for name, of_seeds in groups.items():
+        look = {**style(name, groups), "marker": ""}
+        for i, values in enumerate(of_seeds):
+            axis.plot(x, values, **{**look, "label": look["label"] if i == 0 else None})
+
+
 def metric_title(metric: str) -> str:
     """What a panel of a metric is called."""
     return _TITLES.get(metric, metric)

@@ -1,21 +1,30 @@
 """What units stand for: how well each tells a category, how many of them share one, and which samples drive a unit most.
 
 Neurons and latents are units alike. With d′ of all units at hand, `d > 1` summed over units counts those that a category uses,
-summed over categories those that a unit responds to; `participation_ratio` does the same without a threshold. Such counts
-depend on how many units there are and how many are active at once: compare latents with those of untrained SAEs.
+summed over categories those that a unit responds to; `participation_ratio` does the same without a threshold. `summary` has all
+of these in numbers, from d′ on two halves of the images; `of_views` measures what views read, and `table` sums it up. Such
+counts depend on how many units there are and how many are active at once: compare latents with those of untrained SAEs.
 """
 
 import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Key
 
+from superpos import stats
+from superpos.folds import split_stratified
 from superpos.linalg import matmul
 from superpos.metrics.base import positive_integer
+from superpos.views import Rows, View, encode_all, fit_all, params_of
+
+# By name of a set of categories: the category of each image, and the names of all.
+Sets = Mapping[str, tuple[Int[np.ndarray, " images"], tuple[str, ...]]]
 
 
 def d_prime(
@@ -138,6 +147,235 @@ def participation_ratio(d: Float[Array, "..."], axis: int = -1) -> Float[Array, 
     weights = jnp.clip(d, 0, 1e6) ** 2
     squares = jnp.sum(weights**2, axis=axis)
     return jnp.where(squares == 0, 0, jnp.sum(weights, axis=axis) ** 2 / jnp.where(squares == 0, 1, squares))
+
+
+def halve(sets: Sets, seed: int) -> tuple[Int[np.ndarray, " half"], Int[np.ndarray, " half"]]:
+    """Divides images into two halves, each with its share of every category of the first set.
+
+    What is chosen on one half is measured on the other, see `most_selective`.
+
+    Args:
+        sets: by name of a set of categories, the category of each image, `(n_images,)`, and the names of all.
+        seed: of the random order in which the images of a category are dealt out.
+
+    Returns:
+        The indices of the images of each half, ascending.
+
+    Raises:
+        ValueError: a category of any set with fewer than 2 images in a half, of which there is no d′.
+
+    >>> [half.tolist() for half in halve({"animal": (np.array([0, 0, 0, 0, 1, 1, 1, 1]), ("cat", "dog"))}, seed=0)]
+    [[0, 2, 4, 5], [1, 3, 6, 7]]
+    """
+    halves = split_stratified(next(iter(sets.values()))[0], 0.5, seed)[::-1]
+    for labels, names in sets.values():
+        counts = np.min([np.bincount(labels[half], minlength=len(names)) for half in halves], axis=0)
+        if counts.min() < 2:
+            least = f"at least 2 images of each category in each half, got {counts.min()} of {names[counts.argmin()]!r} in one"
+            raise ValueError(f"halves must have {least}.")
+    return halves
+
+
+def d_prime_of_halves(
+    units: Float[Array, "images positions units"],
+    labels: Int[Array, " images"],
+    n_categories: int,
+    halves: Sequence[ArrayLike],
+) -> Float[Array, "halves categories units"]:
+    """d′ of each unit on each of two halves of the images, where each position of an image is a sample of its category.
+
+    Args:
+        units: `(n_images, n_positions, n_units)`, activations.
+        labels: `(n_images,)`, the category of each image, 0 to n_categories - 1.
+        n_categories: at least 2; static.
+        halves: the indices of the images of each, as `halve` gives them.
+
+    Returns:
+        `(2, n_categories, n_units)`, as of `d_prime`.
+
+    >>> units = jnp.array([[1.0], [3.0], [1.0], [3.0], [4.0], [6.0], [14.0], [16.0]])[:, None]
+    >>> labels, halves = jnp.repeat(jnp.arange(2), 4), (jnp.array([0, 1, 4, 5]), jnp.array([2, 3, 6, 7]))
+    >>> d_prime_of_halves(units, labels, 2, halves)[:, 1, 0].round(2).tolist()
+    [2.119999885559082, 9.1899995803833]
+    """
+    n_positions, n_units = units.shape[1:]
+
+    def of(half: ArrayLike) -> Array:
+        return d_prime(units[half].reshape(-1, n_units), labels[half].repeat(n_positions), n_categories)
+
+    return jnp.stack([of(half) for half in halves])
+
+
+def of_views(
+    views: Mapping[str, View],
+    key: Key[Array, ""],
+    training: Float[Array, "images positions units"],
+    scored: Float[Array, "images positions units"],
+    sets: Sets,
+    halves: Sequence[ArrayLike],
+) -> dict[str, Any]:
+    """Fits views to one system, and measures how selective the units of each are. Pure: `jit` it, `sp.sweep` it over keys.
+
+    Args:
+        views: by name.
+        key: of the fits.
+        training: `(n_training_images, n_positions, n_units)`, which fit the views, each position as a sample.
+        scored: `(n_images, n_positions, n_units)`.
+        sets: of categories of the scored images, as of `halve`; static.
+        halves: of the scored images, as `halve` gives them.
+
+    Returns:
+        `fits`, as of `views.fit_all`; `described`, what each view has to say of its fit on the scored samples; and `d`, by view
+        and set: `(2, n_categories, k)`, as of `d_prime_of_halves`.
+    """
+    samples = scored.reshape(-1, scored.shape[-1])
+    fits = fit_all(views, key, Rows(training.reshape(-1, training.shape[-1])))
+    d = {}
+    for name, units in encode_all(views, fits, samples).items():
+        units = units.reshape(*scored.shape[:2], -1)
+        d[name] = {of: d_prime_of_halves(units, labels, len(names), halves) for of, (labels, names) in sets.items()}
+    described = {name: view.describe(params_of(views, fits, name), samples) for name, view in views.items()}
+    return {"fits": fits, "described": described, "d": d}
+
+
+def summary(halves: Float[Array, "halves categories units"], threshold: float = 1.0) -> dict[str, Float[Array, ""]]:
+    """How selective units are for the categories of one set, in five numbers.
+
+    Args:
+        halves: d′ on two halves of the images, `(2, n_categories, n_units)`, of `d_prime_of_halves`.
+        threshold: of d′, above which a unit counts as selective for a category; may be traced.
+
+    Returns:
+        `best`: d′ of the most selective unit of a category, on the half that it was not chosen on; mean over both halves and
+        all categories. The others are of d′ averaged over halves. `above`: units above the threshold, mean over categories.
+        `effective`: over how many units a category is spread, see `participation_ratio`; mean over categories. `selective`:
+        share of the units that are above the threshold for any category. `categories`: how many these are so for, mean over
+        them; NaN where there are none.
+
+    >>> d = jnp.array([[2.0, 0.0, 0.0, 1.5], [0.0, 3.0, 0.0, 1.5]])
+    >>> {name: round(float(value), 2) for name, value in summary(jnp.stack([d, d])).items()}
+    {'best': 2.5, 'above': 2.0, 'effective': 1.66, 'selective': 0.75, 'categories': 1.33}
+    """
+    crossed = jnp.stack([most_selective(*pair)[1] for pair in ((halves[0], halves[1]), (halves[1], halves[0]))])
+    d = jnp.mean(halves, axis=0)
+    above = d > threshold
+    n_selective = jnp.sum(jnp.any(above, axis=0))
+    return {
+        "best": jnp.mean(crossed),
+        "above": jnp.mean(jnp.sum(above, axis=1)),
+        "effective": jnp.mean(participation_ratio(d)),
+        "selective": n_selective / d.shape[1],
+        "categories": jnp.where(n_selective > 0, jnp.sum(above) / jnp.maximum(n_selective, 1), jnp.nan),
+    }
+
+
+def table(
+    d: Mapping[str, Mapping[str, Float[np.ndarray, "seeds halves categories units"]]], threshold: float = 1.0
+) -> list[dict[str, Any]]:
+    """A row for each set of categories and view: the numbers of `summary`, mean and 95 % interval over seeds.
+
+    Args:
+        d: by view and set, d′ on two halves of the images, `(n_seeds, 2, n_categories, n_units)`.
+        threshold: as of `summary`.
+
+    Returns:
+        Rows with `set`, `units` (the view), `n_units`, `n_seeds`, and for each number its mean and `<number>_ci95`, None below
+        three seeds.
+
+    >>> (row,) = table({"neuron": {"animal": np.ones((3, 2, 4, 5))}})
+    >>> row["set"], row["units"], row["n_units"], row["best"], row["best_ci95"], row["n_seeds"]
+    ('animal', 'neuron', 5, 1.0, [1.0, 1.0], 3)
+    """
+    rows = []
+    for name in dict.fromkeys(name for of_sets in d.values() for name in of_sets):
+        for view, of_sets in d.items():
+            row: dict[str, Any] = {"set": name, "units": view, "n_units": of_sets[name].shape[-1]}
+            for number, values in jax.vmap(lambda one: summary(one, threshold))(of_sets[name]).items():
+                over = stats.over_seeds(np.asarray(values))
+                row |= {number: over["mean"], f"{number}_ci95": over["ci95"]}
+            rows.append({**row, "n_seeds": len(of_sets[name])})
+    return rows
+
+
+def curves(d: Mapping[str, Float[np.ndarray, "seeds halves categories units"]], n: int = 60) -> dict[str, Any]:
+    """How many units are above any threshold of d′, mean over categories: `above` of `summary` as a curve.
+
+    Args:
+        d: by view, as one set of `table`.
+        n: thresholds, from 0 to the largest d′ of all.
+
+    Returns:
+        `thresholds`, `(n,)`; and `above`, by view `(n_seeds, n)`. Lists, to be written.
+
+    >>> curves({"neuron": np.array([[[[2.0, 0.5, 1.0]], [[2.0, 0.5, 1.0]]]])}, n=3)
+    {'thresholds': [0.0, 1.0, 2.0], 'above': {'neuron': [[3.0, 1.0, 0.0]]}}
+    """
+    means = {view: np.mean(of_seeds, axis=1) for view, of_seeds in d.items()}
+    thresholds = np.linspace(0, max(mean[np.isfinite(mean)].max() for mean in means.values()), n)
+    above = {
+        view: [[float((one > threshold).sum(axis=1).mean()) for threshold in thresholds] for one in of_seeds]
+        for view, of_seeds in means.items()
+    }
+    return {"thresholds": thresholds.tolist(), "above": above}
+
+
+def most_driven(
+    halves: Float[Array, "halves categories units"], units: Float[Array, "images positions units"], n: int
+) -> tuple[Int[Array, " categories"], Float[Array, " categories"], Int[Array, "categories n"]]:
+    """The most selective unit of each category, chosen on one half of the images, and what drives it in the other half.
+
+    Args:
+        halves: d′ on both halves, `(2, n_categories, n_units)`; the first chooses.
+        units: `(n_images, n_positions, n_units)`, activations to the images of the second half; finite.
+        n: images of a unit, at most; static.
+
+    Returns:
+        The unit of each category; its d′ on the second half; and the images that drive it most by its largest activation at
+        any position, `(n_categories, min(n, n_images))`, largest first: -1 where fewer have an activation above 0.
+
+    >>> units = jnp.array([[[0.1], [0.0]], [[0.0], [0.9]], [[0.0], [0.0]]])
+    >>> chosen, d, images = most_driven(jnp.array([[[1.0]], [[2.0]]]), units, 3)
+    >>> chosen.tolist(), d.tolist(), images.tolist()
+    ([0], [2.0], [[1, 0, -1]])
+    """
+    chosen, d = most_selective(halves[0], halves[1])
+    strongest = jnp.max(jnp.asarray(units)[:, :, chosen], axis=1)
+    images = top(strongest, min(n, len(strongest)))
+    return chosen, d, jnp.where(jnp.take_along_axis(strongest.T, images, axis=1) > 0, images, -1)
+
+
+def examples(
+    sets: Sets,
+    d: Mapping[str, Float[np.ndarray, "halves categories units"]],
+    units: Mapping[str, Float[Array, "images positions units"]],
+    half: Int[np.ndarray, " images"],
+    n_categories: int = 5,
+    n: int = 10,
+) -> list[dict[str, Any]]:
+    """A row for each of some categories of the first set and each view: its most selective unit, and what drives that.
+
+    Args:
+        sets: as of `halve`.
+        d: by view, d′ on both halves for the first set.
+        units: by view, activations to the images of the second half.
+        half: the indices of these.
+        n_categories: how many, evenly spaced, at most all.
+        n: images, as of `most_driven`.
+
+    Returns:
+        Rows with `category`, `kind` (the view), `unit`, its `d_prime` on the second half, `images` (indices, of those that
+        drive it most, and at all), and of how many of these the category is, `hits`.
+    """
+    labels, names = next(iter(sets.values()))
+    shown = np.unique(np.linspace(0, len(names) - 1, min(n_categories, len(names))).round().astype(int))
+    rows = []
+    for view, read in units.items():
+        chosen = map(np.asarray, most_driven(d[view][:, shown], read, n))
+        for category, unit, value, top_images in zip(shown, *chosen, strict=True):
+            images = half[top_images[top_images >= 0]]
+            row = {"category": names[category], "kind": view, "unit": int(unit), "d_prime": float(value)}
+            rows.append({**row, "hits": int(np.sum(labels[images] == category)), "images": images.tolist()})
+    return sorted(rows, key=lambda row: names.index(row["category"]))
 
 
 def top(units: Float[Array, "samples units"], n: int, groups: ArrayLike | None = None) -> Int[Array, "units n"]:

@@ -8,7 +8,9 @@ import scipy.stats
 from test_experiments import assert_refused
 
 import superpos as sp
-from experiments import network_alignment, selectivity
+from experiments import selectivity
+from superpos import networks, plotting
+from superpos.networks import seeds
 
 
 @pytest.fixture(scope="module")
@@ -140,6 +142,88 @@ def test_bad_arguments():
         sp.selectivity.most_selective(units, units.T)
 
 
+def test_halves_have_all_categories_and_no_image_twice():
+    labels = np.random.default_rng(6).choice(3, 101, p=[0.2, 0.3, 0.5])
+    halves = sp.selectivity.halve({"all": (labels, ("a", "b", "c"))}, seed=1)
+    np.testing.assert_array_equal(np.sort(np.concatenate(halves)), np.arange(101))
+    counts = [np.bincount(labels[half], minlength=3) for half in halves]
+    assert np.abs(counts[0] - counts[1]).max() <= 1
+    with pytest.raises(ValueError, match=r"^halves must have at least 2 images .* got 1 of 'rare' in one\.$"):
+        sp.selectivity.halve(
+            {"all": (labels, ("a", "b", "c")), "few": ((np.arange(101) < 3).astype(int), ("often", "rare"))}, 1
+        )
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.75])
+def test_a_stratified_split_gives_each_category_its_share(share):
+    labels = np.repeat([3, 5, 9], [40, 80, 20])
+    fitted, scored = sp.folds.split_stratified(labels, share, seed=2)
+    np.testing.assert_array_equal(np.sort(np.concatenate([fitted, scored])), np.arange(140))
+    np.testing.assert_allclose([np.sum(labels[fitted] == label) for label in (3, 5, 9)], share * np.array([40, 80, 20]), atol=1)
+    assert not np.array_equal(fitted, sp.folds.split_stratified(labels, share, seed=3)[0])
+    for wrong in (0, 1, 1e-3):
+        with pytest.raises(ValueError, match=r"^share must be above 0 and below 1, and leave some of 140 rows on both sides"):
+            sp.folds.split_stratified(labels, wrong, seed=2)
+
+
+def test_positions_are_samples_of_their_image(labelled):
+    units, labels = labelled
+    halves = sp.selectivity.halve({"all": (labels, tuple("abcd"))}, 0)
+    several = sp.selectivity.d_prime_of_halves(units.reshape(200, 3, 7), labels[::3], 4, (np.arange(100), np.arange(100, 200)))
+    for found, rows in zip(several, (slice(0, 300), slice(300, 600)), strict=True):
+        np.testing.assert_allclose(
+            found, sp.selectivity.d_prime(units[rows], labels[::3].repeat(3)[rows], 4), rtol=1e-4, atol=1e-5
+        )
+    one = sp.selectivity.d_prime_of_halves(units[:, None], labels, 4, halves)
+    np.testing.assert_allclose(one[1], sp.selectivity.d_prime(units[halves[1]], labels[halves[1]], 4), rtol=1e-4, atol=1e-5)
+
+
+def test_the_numbers_of_a_table_count_units():
+    rng = np.random.default_rng(7)
+    d = rng.normal(size=(4, 2, 5, 30)).astype(np.float32)  # seeds, halves, categories, units
+    rows = sp.selectivity.table({"a": {"x": d, "y": d[:, :, :, :6]}, "b": {"x": d[:1], "y": d[:1]}}, threshold=0.5)
+    assert [(row["set"], row["units"], row["n_units"], row["n_seeds"]) for row in rows] == [
+        ("x", "a", 30, 4), ("x", "b", 30, 1), ("y", "a", 6, 4), ("y", "b", 30, 1)
+    ]  # fmt: skip
+    above = [[[unit > 0.5 for unit in category] for category in seed] for seed in d.mean(axis=1)]
+    per_unit = [[sum(column) for column in zip(*seed, strict=True)] for seed in above]
+    assert rows[0]["above"] == pytest.approx(np.mean([[sum(category) for category in seed] for seed in above]))
+    assert rows[0]["selective"] == pytest.approx(np.mean([[n > 0 for n in seed] for seed in per_unit]))
+    assert rows[0]["categories"] == pytest.approx(np.mean([np.mean([n for n in seed if n]) for seed in per_unit]))
+    best = [d[s, 1 - h, c, d[s, h, c].argmax()] for s in range(4) for h in range(2) for c in range(5)]
+    assert rows[0]["best"] == pytest.approx(np.mean(best), abs=1e-5)
+    assert rows[0]["above_ci95"][0] < rows[0]["above"] < rows[0]["above_ci95"][1]
+    assert rows[1]["above_ci95"] is None
+    none = sp.selectivity.summary(d[0], threshold=1e3)
+    assert none["above"] == none["selective"] == 0
+    assert np.isnan(none["categories"])
+    # The curve has the same number at the same threshold.
+    curves = sp.selectivity.curves({"a": d}, n=20)
+    again = sp.selectivity.table({"a": {"x": d}}, threshold=curves["thresholds"][7])[0]["above"]
+    assert np.mean(curves["above"]["a"], axis=0)[7] == pytest.approx(again)
+
+
+def test_examples_are_chosen_on_one_half_and_shown_of_the_other():
+    rng = np.random.default_rng(8)
+    labels, half = np.arange(40) % 2, np.arange(1, 40, 3)
+    units = np.where(rng.random((40, 3, 4)) < 0.5, rng.random((40, 3, 4)), 0)
+    units[:, :, 2] = -1.0
+    d = np.array([[[0, 3, 1, 1], [1, 0, 4, 1]], [[9, 2, 9, 9], [9, 9, 1, 9]]], np.float32)
+    first, second = sp.selectivity.examples({"x": (labels, ("even", "odd"))}, {"neuron": d}, {"neuron": units[half]}, half, n=5)
+    assert (first["category"], first["unit"], first["d_prime"]) == ("even", 1, 2)
+    strongest = units[half, :, 1].max(axis=1)
+    assert first["images"] == half[np.argsort(-strongest)[:5]].tolist()
+    assert first["hits"] == sum(image % 2 == 0 for image in first["images"])
+    assert (second["unit"], second["images"], second["hits"]) == (2, [], 0)  # no image drives it
+
+
+def test_a_line_a_seed_has_one_name_in_the_legend():
+    _, ((axis,),) = plotting.panels(1, 1, (3, 3))
+    plotting.lines(axis, [0, 1], {"neuron": [[1, 2], [2, 3]], "sae": [[0, 0]]})
+    assert len(axis.get_lines()) == 3
+    assert axis.get_legend_handles_labels()[1] == ["neurons", "SAE latents"]
+
+
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
     """36 images in folders of 3 categories, and activations of 4 positions: a unit a category, and 3 that tell nothing."""
@@ -162,9 +246,12 @@ def files(tmp_path_factory):
     return folder
 
 
+VIEWS = ("neuron", "sae", "random_sae")
+
+
 def small():
     config = selectivity.get_config()
-    config.n_seeds = 2
+    config.n_seeds, config.views = 2, VIEWS
     config.sae.update({"expansion": 2, "k": 2, "steps": 3, "batch_size": 16})
     return config
 
@@ -174,8 +261,8 @@ def test_files_are_scored(files, conduct):
     config.activations, config.images = f"{files}/units.npy", f"{files}/images"
     run, results = conduct(selectivity, config)
     rows = {row["units"]: row for row in results["rows"]}
-    assert [rows[kind]["n_units"] for kind in selectivity.KINDS] == [6, 12, 12]
-    assert [rows[kind]["n_seeds"] for kind in selectivity.KINDS] == [1, 2, 2]
+    assert [rows[kind]["n_units"] for kind in VIEWS] == [6, 12, 12]
+    assert [rows[kind]["n_seeds"] for kind in VIEWS] == [1, 2, 2]
     assert rows["neuron"]["above"] == rows["neuron"]["categories"] == 1
     assert rows["neuron"]["selective"] == 0.5
     np.testing.assert_allclose(rows["neuron"]["effective"], 1, atol=0.05)
@@ -199,51 +286,68 @@ def test_files_are_scored(files, conduct):
 def test_images_are_split_whole_and_by_category(files):
     config = small()
     config.activations, config.labels = f"{files}/units.npy", f"{files}/labels.npy"
-    labelled, data = selectivity.read(config)
-    assert data["training"].shape == data["scored"].shape == (1, 18, 4, 6)
-    np.testing.assert_array_equal(np.bincount(labelled.labels["category"]), 6)
+    material = selectivity.read(config)
+    assert material.training.shape == material.scored.shape == (1, 18, 4, 6)
+    labels, names = material.sets["category"]
+    np.testing.assert_array_equal(np.bincount(labels), 6)
+    assert names == ("7", "8", "9")
     units = np.load(config.activations)
-    np.testing.assert_array_equal(data["scored"][0], units[labelled.numbers])
-    assert not {image.tobytes() for image in data["scored"][0]} & {image.tobytes() for image in data["training"][0]}
-    for half in selectivity.Study(config, labelled).halves:
-        np.testing.assert_array_equal(np.bincount(labelled.labels["category"][half]), 3)
+    np.testing.assert_array_equal(material.scored[0], units[material.numbers])
+    assert not {image.tobytes() for image in material.scored[0]} & {image.tobytes() for image in material.training[0]}
+    for half in selectivity.planned(config, material)[1]:
+        np.testing.assert_array_equal(np.bincount(labels[half]), 3)
 
 
 def test_networks_are_trained_and_scored(conduct):
     config = small()
-    config.n_categories, config.n_top = 2, 3
+    config.n_categories, config.n_top, config.views = 2, 3, (*VIEWS, "signed_pca")
     config.network.update({"widths": (8,), "layer": "block1", "position": "all", "steps": 2, "batch_size": 4})
     config.network.update({"n_train": 20, "n_scored": 300})
     run, results = conduct(selectivity, config)
     assert [(row["set"], row["units"]) for row in results["rows"]] == [
-        (name, kind) for name in ("class", "shape", "texture") for kind in selectivity.KINDS
+        (name, view) for name in ("class", "shape", "texture") for view in config.views
     ]
     assert {row["n_units"] for row in results["rows"]} == {8, 16}
     assert {row["n_seeds"] for row in results["rows"]} == {2}
+    assert {row["units"] for row in results["views"]} == {"sae", "random_sae", "signed_pca"}
     assert json.loads((run.path / "results.json").read_text())["n_scored"] == 300
     assert (run.path / "top_images.png").stat().st_size > 10_000
+    # Neurons are measured as they are: the second network, on the images and with the labels that its seed names.
+    params = jax.tree.map(lambda leaf: leaf[1:2], sp.sweeps.load(run.path / "networks").load()["params"])
+    key = jax.random.fold_in(selectivity.keys_of(config)[2], 1)
+    model = networks.Classifier(networks.CNN(selectivity.TASK.n_classes, (8,)))
+    read = seeds.activations(model, selectivity.TASK, params, key, 300, ("block1",), "all")["block1"][0]
+    classes = np.asarray(seeds.classes(selectivity.TASK, key, 300))
+    halves = sp.selectivity.halve(selectivity.TASK.sets(classes), config.seed + 1)
+    d = sp.selectivity.d_prime_of_halves(read, classes, 15, halves).mean(axis=0)
+    assert results["curves"]["above"]["neuron"][1][0] == pytest.approx((d > 0).sum(axis=1).mean(), abs=0.1)
     # The images that are shown have the labels that were scored.
-    labels = selectivity.made(config).labels["class"]
-    image, label = network_alignment.image_batch(selectivity.TASK, network_alignment.images_key(config, "scored"), 1)
-    np.testing.assert_array_equal(selectivity.images(config)(270), image[270 - 256])
-    assert label[270 - 256] == labels[270]
+    for row in results["top"]["rows"]:
+        assert row["hits"] == sum(selectivity.TASK.classes[classes[image]] == row["category"] for image in row["images"])
 
 
 def test_bad_input_is_one_line(files, tmp_path):
     units = f"--config.activations={files}/units.npy"
     cases = {
-        (units,): "config.activations needs categories: pass --config.labels=FILE, or --config.images=FOLDER",
+        (units,): "config.activations needs categories: labels, one an image, or images that lie in one folder",
         (units, f"--config.labels={files}/short.npy"): "config.labels must be 36 whole numbers",
         (
             units,
             f"--config.labels={files}/few.npy",
-        ): "category '3' must have at least 2 scored images in each half, got 0",
-        (units, f"--config.images={files}/images/a"): "the 36 samples of config.activations, got 12 images",
+        ): "config.train_fraction: halves must have at least 2 images of each category in each half, got 0 of '3' in one",
+        (units, f"--config.images={files}/images/a"): "config.images must be the 36 samples of activations, got 12 images",
         (units, f"--config.images={files}/one"): "config.images must have at least 2 categories",
         (units, f"--config.labels={files}/no.npy"): "config.labels: ",
-        (units, f"--config.labels={files}/labels.npy", "--config.sae.k=99"): "between 1 and n_latents = 24, got 99",
-        (f"--config.images={files}/images",): "go with --config.activations=FILE",
-        ("--config.network.layer=block9",): "got 'block9'; near it: block3",
+        (
+            units,
+            f"--config.labels={files}/labels.npy",
+            "--config.sae.k=99",
+        ): "config.sae.k must be a whole number between 1 and n_latents = 24, got 99",
+        (units, f"--config.labels={files}/labels.npy", "--config.train_fraction=1."): "config.train_fraction must be above 0",
+        (units, f"--config.labels={files}/labels.npy", "--config.views=('neuron', 'neurons')"): "config.views must be some of",
+        (f"--config.images={files}/images",): "config.activations names no file",
+        ("--config.network.layer=block9",): "config.network.layer must be layers of the network, got 'block9'; near it: block3",
+        ("--config.network.n_scored=40",): "config.network.n_scored: halves must have at least 2 images",
         ("--config.network.position=center",): "config.network.position must be mean or all, got 'center'",
     }
     assert_refused("selectivity", cases, tmp_path / "run")

@@ -1,13 +1,14 @@
 """Networks of several seeds, and what their layers make of images that nobody has to store."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Int, Key
 
 from superpos import training
 
@@ -90,3 +91,16 @@ def activations(
 def image_batch(task: Any, key: Key[Array, ""], i: Any) -> tuple[Array, Array]:
     """The i-th `BATCH` of the images that a key makes, and their classes."""
     return task.sample(jax.random.fold_in(jax.random.fold_in(key, i), 1), BATCH)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 2))
+def classes(task: Any, key: Key[Array, ""], n: int) -> Int[Array, " images"]:
+    """The classes of the `n` images that a key makes, in the order of `activations`, without drawing them."""
+    return jax.lax.map(lambda i: image_batch(task, key, i)[1], jnp.arange(-(-n // BATCH))).reshape(-1)[:n]
+
+
+def images(task: Any, key: Key[Array, ""], numbers: Iterable[int]) -> dict[int, Float[np.ndarray, "height width 3"]]:
+    """Some of the images that a key makes, by their number in `activations`; each batch that holds any is made once."""
+    wanted = sorted(set(numbers))
+    batches = {i: np.asarray(image_batch(task, key, i)[0]) for i in dict.fromkeys(number // BATCH for number in wanted)}
+    return {number: batches[number // BATCH][number % BATCH] for number in wanted}

@@ -75,6 +75,15 @@ class ShapesAndTextures:
         """The name of each class, such as "disc, stripes"."""
         return tuple(f"{shape}, {texture}" for shape in self.shapes for texture in self.textures)
 
+    def sets(self, labels: Int[Array, " n"]) -> dict[str, tuple[Int[Array, " n"], tuple[str, ...]]]:
+        """The sets of categories that classes belong to, `class`, `shape` and `texture`: the category of each, and all names.
+
+        >>> ShapesAndTextures().sets(np.array([0, 4]))["texture"]
+        (array([0, 1]), ('plain', 'stripes', 'checks'))
+        """
+        n = len(self.textures)
+        return {"class": (labels, self.classes), "shape": (labels // n, self.shapes), "texture": (labels % n, self.textures)}
+
     def sample(self, key: Key[Array, ""], n: int) -> tuple[Float[Array, "n size size 3"], Int[Array, " n"]]:
         """Draws `n` images, float32 in 0 to 1, and their classes, int32; all classes are equally likely."""
         factors_key, render_key = jax.random.split(key)
