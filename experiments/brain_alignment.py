@@ -9,8 +9,8 @@ most over the images that fit views. sae->sae has an SAE of the sites on the oth
 Latents and components of several positions are averaged over an image before they predict its sites.
 
 `ci95` is over images and `ci95_sites` over sites, both for the views at hand. `corrected` is the mean over sites of r divided
-by √reliability, without sites of low reliability (`n_excluded`), where every stimulus has repeats. Of the simulation, whose sites
-mix known features, feature->site is what the features themselves say, and oracle->site sparse inference that knows how the
+by √reliability, without sites of low reliability (`n_excluded`), where every stimulus has repeats. Of the simulation, whose
+sites mix known features, feature->site is what the features themselves say, and oracle->site sparse inference that knows how the
 neurons mix them.
 """
 

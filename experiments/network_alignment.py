@@ -232,3 +232,35 @@ def compute(config: ConfigDict, run: Run) -> dict[str, Any]:
 def layered(row: dict[str, Any]) -> dict[str, Any]:
     """A row of a comparison whose labels are layers."""
     return {"layer": row["pair"], **{name: value for name, value in row.items() if name not in ("pair", "over")}}
+
+
+def draw(results: dict[str, Any], run: Run) -> None:
+    """The figure: alignment by layer, a panel a metric; below, a row for each setting that was varied."""
+    rows, varied_rows = results["rows"], results.get("curves", [])
+    metrics = list(dict.fromkeys(row["metric"] for row in rows))
+    settings = list(dict.fromkeys(row["setting"] for row in varied_rows))
+    figure, axes = plotting.panels(1 + len(settings), len(metrics), (4.2 * len(metrics), 3.4 + 2.6 * len(settings)))
+    for axis, metric in zip(axes[0], metrics, strict=True):
+        plotting.grouped_bars(axis, [row for row in rows if row["metric"] == metric], "layer")
+        axis.set(title=plotting.metric_title(metric), ylabel="held-out score")
+    for line, setting in zip(axes[1:], settings, strict=True):
+        points = [row for row in varied_rows if row["setting"] == setting]
+        # The bars have a value of this setting too.
+        names = {row["comparison"] for row in points}
+        own = [row for row in rows if row["layer"] == points[0]["layer"] and row["comparison"] in names]
+        points += [{**row, "value": run.config["sae"][setting]} for row in own]
+        numbers = all(isinstance(row["value"], int | float) for row in points)
+        for axis, metric in zip(line, metrics, strict=True):
+            chosen = [row for row in points if row["metric"] == metric]
+            if numbers:
+                plotting.curves(axis, chosen, "value", log=2)
+            else:
+                plotting.grouped_bars(axis, chosen, "value")
+            axis.set(xlabel=f"{setting} of the SAEs, {points[0]['layer']}", ylabel="held-out score")
+    over = "images, for the networks and views at hand" if run.config["source"] else f"{rows[0]['n_seeds']} networks"
+    plotting.finish(figure, f"Bars: 95 % confidence interval over {over}")
+    plotting.save(figure, run.figure)
+
+
+if __name__ == "__main__":
+    command.main("network_alignment", get_config(), compute, draw, files=FILES)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import superpos as sp
-from experiments import COMPARISONS, align, toy_alignment, toys
+from experiments import align, toy_alignment, toys
 from superpos.results import Run
 
 ROOT = Path(__file__).parents[1]
@@ -181,14 +181,23 @@ def small_align(folder):
 def test_align_scores_every_comparison(activations, conduct):
     config = small_align(activations)
     run, results = conduct(align, config)
-    assert [row["comparison"] for row in results["rows"]] == list(COMPARISONS)
-    assert [row["n_seeds"] for row in results["rows"]] == [1, 3, 3, 3, 3, 3]
+    rows = {row["comparison"]: row for row in results["rows"]}
+    assert list(rows) == list(align.COMPARISONS)
+    for comparison, row in rows.items():
+        drawn = any(name in comparison for name in ("sae", "ica"))  # what a key changes has seeds
+        assert row["n_seeds"] == (3 if drawn else 1)
     assert results["n_scored"] == 180
     assert Run(run.path, "align", config.to_dict()).finished()["rows"] == json.loads(json.dumps(results["rows"]))
+    # Neurons score as `sp.align` scores them on the same samples.
+    divided = align.plan(config).divided
+    sides = (divided.scored[side].reshape(180, -1) for side in align.SIDES)
+    expected = sp.align(*sides, "semi_match", folds=np.repeat(divided.folds, 3))["semi_match"].mean
+    assert rows["neuron->neuron"]["mean"] == pytest.approx(float(expected), abs=1e-5)
 
 
 def test_align_takes_trained_saes(activations, conduct, tmp_path):
     config = small_align(activations)
+    config.comparisons = ("neuron->neuron", "sae->neuron", "random_sae->neuron")
     mixing = np.asarray(jax.random.normal(jax.random.key(3), (6, 12)))
     sae = sp.sae.Vanilla(6, 12, 0.1, normalize="none", centered=False)
     params = sae.init(jax.random.key(1)) | {"W_enc": jnp.asarray(mixing)}
@@ -198,56 +207,36 @@ def test_align_takes_trained_saes(activations, conduct, tmp_path):
     # The other side is what these latents are: each is matched with itself.
     latents = np.maximum(np.load(config.source) @ mixing, 0)
     np.save(tmp_path / "latents.npy", latents)
-    np.save(tmp_path / "others.npy", latents[::-1])
-    config.target, config.target_train = f"{tmp_path}/latents.npy", f"{tmp_path}/others.npy"
+    config.target = f"{tmp_path}/latents.npy"
     _, results = conduct(align, config)
     rows = {row["comparison"]: row for row in results["rows"]}
     np.testing.assert_allclose(rows["sae->neuron"]["mean"], 1, atol=1e-4)
     assert rows["neuron->neuron"]["mean"] < 0.95
-    assert [row["n_seeds"] for row in results["rows"]] == [1, 1, 3, 3, 3, 3]
-    assert results["n_scored"] == 360  # no SAE of the study's own needs a part of the samples
+    assert [row["n_seeds"] for row in results["rows"]] == [1, 1, 3]
+    assert results["n_scored"] == 360  # nothing is fitted on a part of the samples
 
     config.target_sae = str(tmp_path / "it")
-    with pytest.raises(ValueError, match=r"config.target_sae must read 12 units, got 6 in"):
-        conduct(align, config)
-
-
-def test_groups_straddle_neither_the_split_nor_folds(activations):
-    loaded = align.read(small_align(activations))
-    assert len(loaded["groups"]) == 180
-    np.testing.assert_array_equal(np.unique(loaded["groups"], return_counts=True)[1], 3)  # whole images only
-    trained, scored = ({tuple(row) for row in loaded[part]["source"] if row.any()} for part in ("training", "scored"))
-    assert len(trained) > 150
-    assert not trained & scored
-
-
-def test_training_files_leave_all_samples_to_be_scored(activations, tmp_path):
-    config = small_align(activations)
-    for side in align.SIDES:
-        config[f"{side}_train"] = f"{tmp_path}/{side}.npy"
-        np.save(tmp_path / f"{side}.npy", np.load(config[side])[::-1])
-    loaded = align.read(config)
-    assert len(loaded["groups"]) == 360
-    config.source_train = config.source
-    with pytest.raises(ValueError, match=r"config\.source_train must hold .*, which is scored too"):
-        align.read(config)
+    config.comparisons = ("sae->sae",)
+    with pytest.raises(ValueError, match=r"sae of target: autoencoder of Loaded must read 12 units, got 6 in"):
+        align.plan(config)
 
 
 BAD = [
     ([], "config.source names no file"),
     (["--config.source=missing.npy"], "missing.npy is not there"),
     (["--config.source={}/line.npy"], "at least two axes"),
-    (["--config.source={}/nan.npy", "--config.target={}/nan.npy"], "NaN or infinite"),
+    (["--config.source={}/nan.npy", "--config.target={}/nan.npy"], "source must be finite, but"),
     (["--config.source={}/dead.npy", "--config.target={}/dead.npy"], "no live unit"),
     (["--config.source={}/both.npz:c"], "no array 'c'"),
-    (["--config.source={}/both.npz:a", "--config.target={}/a.npy"], "same samples, got 120 and 360"),
+    (["--config.source={}/both.npz:a", "--config.target={}/a.npy"], "same positions, got 1 and 3"),
     (
         ["--config.source={}/a.npy", "--config.target={}/a.npy", "--config.sae.k=25"],
         "k must be a whole number between 1 and n_latents = 24",
     ),
     (["--config.source={}/a.npy", "--config.target={}/a.npy", "--config.metrics=('cosine',)"], "got 'cosine'"),
-    (["--config.source={}/a.npy", "--config.target={}/a.npy", "--config.n_folds=100"], "number of groups, 60, got 100"),
-    (["--config.train_fraction=2", "--config.source={}/a.npy", "--config.target={}/a.npy"], "train_fraction must be"),
+    (["--config.source={}/a.npy", "--config.target={}/a.npy", "--config.n_folds=100"], "number of samples, 60, got 100"),
+    (["--config.train_fraction=2", "--config.source={}/a.npy", "--config.target={}/a.npy"], "config.train_fraction must be"),
+    (["--config.source={}/a.npy", "--config.target={}/a.npy", "--config.comparisons=('sea->sae',)"], "got 'sea' in"),
     (["--config.nonsense=1"], "config has no field 'nonsense'"),
     (["--config.sae.kk=1"], "config has no field 'kk' (near it: k); its fields are"),
     (["--config.sorce=a.npy"], "config has no field 'sorce' (near it: source"),
@@ -312,7 +301,7 @@ def test_swapped_axes_are_suggested(activations, tmp_path):
         "align", f"--config.source={activations}/both.npz:a", f"--config.target={tmp_path}/t.npy", f"--workdir={tmp_path}/run"
     )
     assert done.returncode == 2
-    assert "--config.target_axes=units,samples" in done.stderr
+    assert "Try axes of target: units,samples" in done.stderr
 
 
 def test_importing_the_library_is_light():

@@ -1,12 +1,11 @@
 import functools
-import json
 
 import numpy as np
 import pytest
 from test_experiments import assert_refused
 
 import superpos as sp
-from experiments import COMPARISONS, align, network_alignment
+from experiments import network_alignment
 from superpos import networks
 
 ROW = {"layer", "metric", "comparison", "mean", "std", "ci95", "n_seeds", "n_pairs"}
@@ -34,7 +33,7 @@ def trained(conduct):
 def test_every_comparison_has_a_row_over_seeds(trained):
     _, results = trained
     assert [(row["layer"], row["comparison"]) for row in results["rows"]] == [
-        ("stem", name) for name in (*COMPARISONS, "pca->pca")
+        ("stem", name) for name in network_alignment.COMPARISONS
     ]
     for row in results["rows"]:
         assert set(row) >= ROW
@@ -43,8 +42,8 @@ def test_every_comparison_has_a_row_over_seeds(trained):
     of_layer = {row["comparison"]: row["mean"] for row in results["rows"]}
     difference = next(row for row in results["differences"] if row["difference"] == "sae->sae - neuron->neuron")
     assert difference["mean"] == pytest.approx(of_layer["sae->sae"] - of_layer["neuron->neuron"], abs=1e-6)
-    assert {row["comparison"] for row in results["curves"]} == {*COMPARISONS} - {"neuron->neuron"}
-    assert {row["n_images"] for row in results["saes"]} == {300, 30}
+    curves = {(row["setting"], row["value"], row["comparison"]) for row in results["curves"]}
+    assert curves == {("share", 0.1, name) for name in network_alignment.COMPARISONS if "sae" in name}
     assert [row["network"] for row in results["networks"]] == ["cnn"]
 
 
@@ -78,51 +77,32 @@ def compared(files, conduct):
 
 
 def test_files_are_scored_as_align_scores_them(compared, files):
-    _, results = compared
-    scored = next(row for row in results["rows"] if row["comparison"] == "neuron->neuron")
-    # The images that trained no SAE, in folds that no image straddles.
-    used = ~np.isin(np.arange(90), np.random.default_rng(0).permutation(90)[:45])
-    x, y = (np.load(files / f"{name}.npy")[used].reshape(180, -1) for name in "xy")
-    folds = {"folds": 2, "key": network_alignment.keys(network_alignment.get_config()).folds}
-    expected = sp.align(x, y, "semi_match", **folds, groups=np.repeat(np.flatnonzero(used), 4))
+    run, results = compared
+    rows = {row["comparison"]: row for row in results["rows"]}
+    scored = rows["neuron->neuron"]
+    # The images on which no view was fitted, in folds that no image straddles.
+    config = network_alignment.get_config()
+    config.update(run.config)
+    divided = network_alignment.planned(config, network_alignment.read(config)).divided
+    assert len(divided.images) == 45
+    x, y = (np.load(files / f"{name}.npy")[divided.images].reshape(180, -1) for name in "xy")
+    expected = sp.align(x, y, "semi_match", folds=np.repeat(divided.folds, 4))
     assert scored["mean"] == pytest.approx(float(expected["semi_match"].mean), abs=1e-5)
     assert (scored["n_seeds"], scored["n_pairs"]) == (1, 1)
     assert scored["ci95"][0] < scored["mean"] < scored["ci95"][1]
+    difference = next(row for row in results["differences"] if row["difference"] == "sae->sae - neuron->neuron")
+    assert difference["mean"] == pytest.approx(rows["sae->sae"]["mean"] - scored["mean"], abs=1e-5)
 
 
-def test_what_the_saes_are_like_is_told(compared):
+def test_what_the_views_are_like_is_told(compared):
     _, results = compared
-    assert [(row["side"], row["units"], row["latents"]) for row in results["saes"]] == [("source", 5, 10), ("target", 7, 14)]
-    for row in results["saes"]:
-        assert row["sae_explained"] > row["random_sae_explained"]
-        for kind in ("sae", "random_sae"):
-            assert 1 < row[f"{kind}_active"] <= 2 + 1e-6  # k, and the rounding of a mean
-        assert 1 < row["dimensions"] <= 6.1  # six sources, and noise
-
-
-def test_principal_components_are_those_of_scikit_learn(files):
-    from sklearn.decomposition import PCA
-
-    training, scored = (np.load(files / f"{name}.npy").reshape(-1, 7) for name in ("more_y", "y"))
-    found = network_alignment.principal_components(training, scored, 6)
-    assert (found >= 0).all()
-    signed = PCA(3).fit(training).transform(scored)
-    np.testing.assert_allclose(np.abs(found[:, :3] - found[:, 3:]), np.abs(signed), atol=1e-4)
-    assert ((found[:, :3] == 0) | (found[:, 3:] == 0)).all()
-
-
-def test_saes_train_on_the_first_images_in_random_order_alike_on_both_sides(files):
-    config = network_alignment.get_config()
-    config.source, config.target = (f"{files}/x.npy",), (f"{files}/y.npy",)
-    config.source_train, config.target_train = (f"{files}/more_x.npy",), (f"{files}/more_y.npy",)
-    (layer,) = network_alignment.read(config).values()
-    assert layer["scored"]["source"].shape == (1, 360, 5)
-    rows = {side: layer["training"][side][0].reshape(50, 4, -1) for side in ("source", "target")}
-    original = {side: np.load(files / f"more_{name}.npy") for side, name in (("source", "x"), ("target", "y"))}
-    order = [int(np.flatnonzero((original["source"] == image).all(axis=(1, 2)))[0]) for image in rows["source"]]
-    assert sorted(order) == list(range(50))
-    assert order != sorted(order)
-    np.testing.assert_array_equal(rows["target"], original["target"][order])
+    told = {(row["side"], row["view"]): row for row in results["views"]}
+    for side in ("source", "target"):
+        sae, untrained = told[side, "sae"], told[side, "random_sae"]
+        assert sae["explained"] > untrained["explained"]
+        for row in (sae, untrained):
+            assert 1 < row["l0"] <= 2 + 1e-6  # k, and the rounding of a mean
+        assert 1 < told[side, "neuron"]["dimensions"] <= 6.1  # six sources, and noise
 
 
 def test_bad_input_is_one_line_and_leaves_nothing_behind(files, tmp_path):
@@ -136,19 +116,19 @@ def test_bad_input_is_one_line_and_leaves_nothing_behind(files, tmp_path):
             y,
             f"--config.target={files}/b/y.npy",
         ): "config.layers must name the layers, for their files are called alike: x.npy → y.npy, x.npy → y.npy",
-        (x, y, f"--config.source_train={files}/x.npy"): "config.source_train must hold images that are not scored, got",
-        (x, y, "--config.n_folds=50"): "folds must be between 2 and the number of groups, 45, got 50",
-        (x, y, "--config.n_blocks=10"): "config.n_blocks must be at most the 9 images in a fold of x.npy, got 10",
+        (x, y, f"--config.source_train={files}/x.npy", f"--config.target_train={files}/more_y.npy"): (
+            "config.source_train must hold images that are not scored, got"
+        ),
+        (x, y, "--config.n_folds=50"): "config.n_folds must be between 2 and the number of samples, 45, got 50",
         (
             x,
             y,
-            "--config.n_blocks=9",
-            "--config.vary.expansion=(0.5,)",
-        ): "config.vary.expansion must hold whole numbers, got 0.5",
+            "--config.n_blocks=10",
+        ): "config.n_blocks must be at most the number of samples, or groups, in a fold, 9, got 10",
         ("--config.training.steps=1",): "config.training.steps must be at least 2, got 1",
-        (x, y, "--config.n_blocks=9", "--config.sae.share=1.5"): "config.sae.share must be above 0 and at most 1, got 1.5",
+        (x, y, "--config.n_blocks=9", "--config.sae.share=1.5"): "share of SAE must be above 0 and at most 1, got 1.5",
         (x, y, "--config.n_blocks=9", "--config.sae.k=90"): "k must be a whole number between 1 and n_latents = 20, got 90",
-        (x, y, "--config.n_blocks=9", "--config.sae.architecture=vanilla"): "config.sae.architecture must be one of topk",
+        (x, y, "--config.n_blocks=9", "--config.sae.architecture=vanila"): "architecture must be one of",
         (x, y, "--config.n_blocks=9", "--config.vary.layer=z"): "config.vary.layer must be one of x.npy, got 'z'",
         (
             x,
@@ -161,30 +141,3 @@ def test_bad_input_is_one_line_and_leaves_nothing_behind(files, tmp_path):
         ("--config.n_seeds=1",): "config.n_seeds must be at least 2, got 1",
     }
     assert_refused("network_alignment", cases, tmp_path / "run")
-
-
-def test_files_of_other_images_or_positions_are_not_paired(tmp_path):
-    config = align.get_config()
-    for side in ("source", "target"):
-        (tmp_path / side).mkdir()
-        np.save(tmp_path / side / "x.npy", np.random.default_rng(0).normal(size=(8, 4, 3)))
-        config[side] = f"{tmp_path}/{side}/x.npy"
-
-    def tell(side, **changes):
-        array = {"file": "x.npy", "grid": changes.pop("grid", [6, 6])}
-        told = {"images": list("abcdefgh"), "image_sha256": list("abcdefgh"), "position": 4, "seed": 0, "arrays": {"x": array}}
-        (tmp_path / side / "manifest.json").write_text(json.dumps({**told, **changes}))
-
-    tell("source")
-    align.read(config)  # of the target nothing is known
-    tell("target")
-    align.read(config)
-    for changes, message in (
-        ({"image_sha256": list("abcdefgx")}, "must be of the same images, but"),
-        ({"seed": 1}, r"the same positions .* has \(4, 0, \(6, 6\)\) and .* \(4, 1, \(6, 6\)\)"),
-        ({"grid": [3, 3]}, "must be of the same positions"),
-        ({"images": ["a"]}, r"config\.target: .* has 8 rows, but .* names 1 images"),
-    ):
-        tell("target", **changes)
-        with pytest.raises(ValueError, match=message):
-            align.read(config)

@@ -3,7 +3,9 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 
+from superpos import linalg
 from superpos.views.base import Params, View
 
 
@@ -12,7 +14,6 @@ from superpos.views.base import Params, View
 class Neuron(View):
     """The identity: what every other view is compared with, and the reading of which superposition lowers the scores.
 
-    >>> import jax.numpy as jnp
     >>> Neuron().encode({}, jnp.eye(2)).tolist()
     [[1.0, 0.0], [0.0, 1.0]]
     """
@@ -26,3 +27,10 @@ class Neuron(View):
         """The samples themselves."""
         del weights
         return x
+
+    def describe(self, params: Params, x: jax.Array) -> dict[str, jax.Array]:
+        """Over how many directions the variance is spread: `dimensions`, the participation ratio of the covariance."""
+        del params
+        centred = x - jnp.mean(x, axis=0)
+        covariance = linalg.matmul(centred.T, centred)
+        return {"dimensions": jnp.trace(covariance) ** 2 / jnp.sum(covariance**2)}
