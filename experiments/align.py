@@ -103,7 +103,7 @@ def compute(config: ConfigDict, run: Run) -> dict[str, Any]:
     run.claim()
     compared = planned.run(run.path / "comparison", chunk=config.chunk or None)
     compared.refuse_missing()
-    rows = [{name: row[name] for name in row if name not in ("pair", "over")} for row in compared.summary("seeds")]
+    rows = [command.renamed(row) for row in compared.summary("seeds")]
     return run.finish(rows, compared.seconds, views=compared.describe(), n_scored=compared.n_scored)
 
 

@@ -8,18 +8,16 @@ which cannot undo superposition. `few_sae` and `few_random_sae` have only as man
 most over the images that fit views. sae->sae has an SAE of the sites on the other side; its control is random_sae->random_sae.
 Latents and components of several positions are averaged over an image before they predict its sites.
 
-`ci95` is over images and `ci95_sites` over sites, both for the views at hand. `corrected` is the mean over sites of r divided
-by √reliability, without sites of low reliability (`n_excluded`), where every stimulus has repeats. Of the simulation, whose
-sites mix known features, feature->site is what the features themselves say, and oracle->site sparse inference that knows how the
-neurons mix them.
+`ci95` is over images and `ci95_units` over sites, both for the views at hand. `corrected` is the mean over sites of r divided
+by √reliability, without sites of low reliability (`n_excluded`), where every stimulus has repeats. Sites of the simulation mix
+known features: feature->site is what these say, and oracle->site sparse inference that knows how the neurons mix them.
 """
 
 import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -27,7 +25,7 @@ import superpos as sp
 from experiments import command
 from superpos import data as readers
 from superpos import plotting, views
-from superpos.activations import Side
+from superpos.activations import Side, recorded
 from superpos.brain import Recording
 from superpos.comparison import Comparison, Plan, default_views
 from superpos.images import Images
@@ -105,20 +103,6 @@ def get_config() -> ConfigDict:
     return config
 
 
-class Material(NamedTuple):
-    """What is compared.
-
-    Attributes:
-        recording: all of it, sites z-scored.
-        sides: the recording, the layers by name, and of a simulation its features.
-        layers: names.
-    """
-
-    recording: Recording
-    sides: dict[str, Side]
-    layers: tuple[str, ...]
-
-
 def load(config: ConfigDict) -> Recording:
     """The recording that `config.recording` names.
 
@@ -133,37 +117,26 @@ def load(config: ConfigDict) -> Recording:
         if not config[field]:
             raise ValueError(f"config.{field} is empty, but {config.recording} needs one: pass --config.{field}=...")
     given: dict[str, Any] = {name: config[name] or None for name in taken if name in config}
+    if config.time_bin and not config.time_bin.isdecimal():
+        raise ValueError(f"config.time_bin must be a number from 0, got {config.time_bin!r}.")
+    given |= {"time_bin": int(config.time_bin) if config.time_bin else None} if "time_bin" in taken else {}
     try:
-        if config.sessions and "sessions" in taken:
-            given["sessions"] = readers.load(config.sessions)
-        if config.time_bin and "time_bin" in taken:
-            if not config.time_bin.isdecimal():
-                raise ValueError(f"time_bin must be a number from 0, got {config.time_bin!r}.")
-            given["time_bin"] = int(config.time_bin)
         recording = sp.brain.load(config.recording, config.path, **given)
     except (ValueError, OSError) as error:
         raise ValueError(f"config.path: {error}") from error
-    if not config.select:
-        return recording
-    name, _, value = config.select.partition("=")
-    named = recording.units.get(name)
-    chosen = None if named is None else named.astype(str) == value
-    if chosen is None or not chosen.any():
-        known = ", ".join(recording.units) if named is None else ", ".join(np.unique(named.astype(str))[:10])
-        raise ValueError(f"config.select must be name=value of some sites, got {config.select!r}; there are {known or 'none'}.")
-    return recording.select(units=chosen)
+    with command.naming(config):
+        return recording.where(config.select) if config.select else recording
 
 
 def simulate(config: ConfigDict) -> tuple[Recording, dict[str, Side]]:
-    """A recording, and layers of which each carries its features in superposition."""
+    """A recording, its features, and layers of which each carries these in superposition."""
     settings, key = config.simulation, jax.random.split(jax.random.key(config.seed), 5)[1]
-    low, high = settings.reliability
     recording, truth = sp.brain.simulate(
         key,
         settings.n_stimuli,
         settings.n_sites,
         settings.n_repeats,
-        reliability=np.linspace(low, high, settings.n_sites),
+        reliability=np.linspace(*settings.reliability, settings.n_sites),
         features=sp.features.SparseFeatures(settings.n_features, settings.probability),
         mixing=settings.mixing,
     )
@@ -176,8 +149,8 @@ def simulate(config: ConfigDict) -> tuple[Recording, dict[str, Side]]:
     return recording, sides
 
 
-def read(config: ConfigDict) -> Material:
-    """The recording and the layers.
+def read(config: ConfigDict) -> tuple[Recording, dict[str, Side]]:
+    """The recording, sites z-scored, and the sides by name: the recording, layers, and of a simulation its features.
 
     Raises:
         ValueError: a file that is missing, or files and settings that do not fit each other.
@@ -188,7 +161,6 @@ def read(config: ConfigDict) -> Material:
             known = ", ".join(sp.brain.RECORDINGS)
             raise ValueError(f"config.recording is simulated, which takes no files: name one of {known} with them.")
         recording, sides = simulate(config)
-        hashes = None
     else:
         recording = load(config)
         if not files:
@@ -196,81 +168,43 @@ def read(config: ConfigDict) -> Material:
         names = tuple(config.layers) or tuple(Path(path).name for path in files)
         if len(set(names)) != len(files):
             raise ValueError(f"config.layers must name each of the {len(files)} files, and none alike, got {names}.")
-        if len(others) % len(files):
+        n, rest = divmod(len(others), len(files))
+        if rest:
             raise ValueError(
                 f"config.train must name as many files as config.activations, {len(files)}, or twice, three times as many, "
                 f"those of the first layer first, got {len(others)}."
             )
-        n = len(others) // len(files)
-        sides = {
-            name: Side(path, train=others[i * n : (i + 1) * n] or None)
-            for i, (name, path) in enumerate(zip(names, files, strict=True))
-        }
-        hashes = None if recording.images is None else sp.brain.image_hashes(recording)
+        layers = zip(names, files, strict=True)
+        sides = {name: Side(path, train=others[i * n :][:n] or None) for i, (name, path) in enumerate(layers)}
     try:
         recording = recording.zscored()
     except ValueError as error:
         raise ValueError(f"config.recording: {error}") from error
-    brain = Side(
-        recording.responses,
-        views={"site": views.Neuron()},
-        names=recording.images,
-        hashes=hashes,
-        reliability=reliabilities(recording, config.minimum),
-    )
-    return Material(recording, {BRAIN: brain, **sides}, tuple(name for name in sides if name != FEATURES))
+    with command.naming(config):
+        return recording, {BRAIN: recorded(recording, config.minimum, views={"site": views.Neuron()}), **sides}
 
 
-def reliabilities(recording: Recording, minimum: float) -> np.ndarray | None:
-    """Reliability of each site's response; None unless every stimulus has two repeats or more, for it would be too high.
-
-    Raises:
-        ValueError: no site is as reliable as `minimum`.
-    """
-    if recording.repeats is None or (recording.n_repeats < 2).any():
-        return None
-    if not 0 < minimum < 1:
-        raise ValueError(f"config.minimum must be between 0 and 1, got {minimum}.")
-    reliability = np.asarray(recording.reliability())
-    if not (reliability >= minimum).any():
-        raise ValueError(
-            f"config.minimum must be at most the highest reliability of a site, {reliability.max():.3g}, got {minimum}."
-        )
-    return reliability
-
-
-def plan(config: ConfigDict, material: Material) -> Plan:
+def plan(config: ConfigDict, recording: Recording, sides: dict[str, Side]) -> Plan:
     """What is compared, read and checked."""
-    least = 0 if config.train else np.finfo(float).tiny
-    if not least <= config.train_fraction < 1:
+    if not (0 if config.train else np.finfo(float).tiny) <= config.train_fraction < 1:
         raise ValueError(
             f"config.train_fraction must be above 0 (without config.train) and below 1, got {config.train_fraction}."
         )
-    folds: Any = config.n_folds
-    if config.folds:
-        folds = np.asarray(readers.load(config.folds))
-        n = len(material.recording.stimuli)
-        if folds.shape != (n,) or folds.dtype.kind not in "iu":
-            raise ValueError(
-                f"config.folds must be whole numbers ({n},), one a stimulus: {config.folds} has {folds.dtype} {folds.shape}."
-            )
     sae = views.SAE(**config.sae)
     known = default_views(sae)
-    known["pca"] = known.pop("signed_pca")
-    known |= {"few_sae": views.Top(sae), "few_random_sae": views.Top(views.Untrained(sae))}
-    simulated = FEATURES in material.sides
-    wanted = [f"{name}->site" for name in SITES if name[:3] != "few" or config.sae.expansion >= 1]
-    wanted += ["oracle->site"] * simulated + list(LATENTS if config.train_fraction else ())
-    pairs = {name: [(name, BRAIN)] for name in (*material.layers, *([FEATURES] if simulated else []))}
-    with command.naming(config, split="train_fraction", share="sae.share", architecture="sae.architecture"):
+    known |= {"pca": known.pop("signed_pca"), "few_sae": views.Top(sae), "few_random_sae": views.Top(views.Untrained(sae))}
+    named = [f"{name}->site" for name in SITES if not name.startswith("few") or config.sae.expansion >= 1]
+    wanted = [*named, *(["oracle->site"] if FEATURES in sides else []), *(LATENTS if config.train_fraction else ())]
+    layers = [name for name in sides if name != BRAIN]
+    with command.naming(config, split="train_fraction"):
         return Plan(
-            material.sides,
-            pairs,
+            sides,
+            {name: [(name, BRAIN)] for name in layers},
             known,
-            {name: ["feature->site"] if name == FEATURES else wanted for name in pairs},
+            {name: ["feature->site"] if name == FEATURES else wanted for name in layers},
             metrics=config.metrics,
-            folds=folds,
-            groups=material.recording.groups(material.sides[BRAIN].hashes),  # type: ignore[arg-type]
+            folds=np.asarray(readers.load(config.folds)) if config.folds else config.n_folds,
+            groups=recording.groups(sides[BRAIN].hashes),
             split=config.train_fraction,
             pool="mean",
             n_seeds=config.n_seeds,
@@ -283,63 +217,31 @@ def compute(config: ConfigDict, run: Run) -> dict[str, Any]:
     """Gets recording and activations, fits views, scores all comparisons, and tabulates them."""
     command.at_least(config, {"n_seeds": 1, "n_top": 1})
     started = time.perf_counter()
-    material = read(config)
-    planned = plan(config, material)
+    recording, sides = read(config)
+    planned = plan(config, recording, sides)
     run.claim()
     seconds = {"reading": time.perf_counter() - started}
     compared = planned.run(run.path / "comparison", chunk=config.chunk)
     compared.refuse_missing()
-    rows = tabulate(compared, material, config.minimum)
-    of_sites = [pair for pair in DIFFERENCES if all(name.endswith("site") for name in pair)]
-    over_sites = {label_of(row): row["ci95"] for row in compared.differences(of_sites, "units")}
-    differences = [
-        {"layer": row["pair"], **row, "ci95_sites": over_sites.get(label_of(row))} for row in compared.differences(DIFFERENCES)
-    ]
-    first = planned.metrics[0].name
-    best = max(material.layers, key=lambda name: float(compared.score(name, "sae->site", first).mean))  # type: ignore[union-attr]
-    latents, top = explain(config, compared, material.recording, best)
+    rows = [command.renamed(row, pair="layer") for row in compared.over_units(config.minimum)]
+    differences = [command.renamed(row, pair="layer") for row in compared.differences(DIFFERENCES)]
+    of_latents = [row for row in rows if row["comparison"] == "sae->site" and row["metric"] == planned.metrics[0].name]
+    best = max(of_latents, key=lambda row: row["mean"])["layer"]
+    latents, top = explain(config, compared, recording, best)
     tables = {"differences": differences, "views": compared.describe(), "latents": latents}
-    return run.finish(
-        rows,
-        {**seconds, **compared.seconds},
-        **tables,
-        top=top,
-        sites=sites(compared, material, first),
-        n_scored=compared.n_scored,
-    )
+    seconds |= compared.seconds
+    return run.finish(rows, seconds, **tables, top=top, sites=sites(compared), n_scored=compared.n_scored)
 
 
-def label_of(row: dict[str, Any]) -> tuple[str, ...]:
-    """Which difference a row is of."""
-    return row["pair"], row["metric"], row["difference"]
-
-
-def tabulate(compared: Comparison, material: Material, minimum: float) -> list[dict[str, Any]]:
-    """A row for each layer, metric and comparison: over images, over sites, and corrected for noise."""
-    corrected = {(row["pair"], row["metric"], row["comparison"]): row for row in compared.corrected(minimum)}
-    rows = []
-    for row in compared.summary("samples"):
-        label, at = row["pair"], (row["metric"], row["comparison"])
-        score = compared.score(label, row["comparison"], row["metric"])
-        over = None if score is None or score.units is None else sp.stats.over_units(score)
-        noise = corrected.get((label, *at), {})
-        row |= {"ci95_sites": over and over["ci95"], "n_sites": over and over["n_units"], "corrected": noise.get("corrected")}
-        row |= {"corrected_ci95_sites": noise.get("ci95_units"), "n_excluded": noise.get("n_excluded")}
-        del row["pair"], row["over"]
-        rows += [{"layer": layer, **row} for layer in (material.layers if label == FEATURES else [label])]
-    names = [metric.name for metric in compared.plan.metrics]
-    return sorted(rows, key=lambda row: (material.layers.index(row["layer"]), names.index(row["metric"])))
-
-
-def sites(compared: Comparison, material: Material, metric: str) -> dict[str, Any]:
-    """The score of each site by a metric, mean over folds and SAEs; and its reliability."""
-    scores = {}
-    for layer in material.layers:
-        named = {name: compared.score(layer, name, metric) for name in compared.plan.of_label[layer] if name.endswith("site")}
-        scores[layer] = {
-            name: np.nanmean(score.units, axis=0).tolist() for name, score in named.items() if score and score.units is not None
-        }
-    reliability = material.sides[BRAIN].reliability
+def sites(compared: Comparison) -> dict[str, Any]:
+    """The score of each site by the first metric, mean over folds and SAEs; and its reliability."""
+    metric, reliability = compared.plan.metrics[0].name, compared.plan.sides[BRAIN].reliability
+    scores: dict[str, dict[str, Any]] = {}
+    for layer, comparisons in compared.plan.of_label.items():
+        for name in comparisons:
+            score = compared.score(layer, name, metric)
+            if name.endswith("site") and score is not None and score.units is not None:
+                scores.setdefault(layer, {})[name] = np.nanmean(score.units, axis=0).tolist()
     return {
         "metric": metric,
         "scores": scores,
@@ -350,25 +252,20 @@ def sites(compared: Comparison, material: Material, metric: str) -> dict[str, An
 def explain(
     config: ConfigDict, compared: Comparison, recording: Recording, layer: str
 ) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:
-    """The latents of a layer's first SAE that explain the sites, by ridge regression on all scored images: a row each.
+    """The latents of a layer's first SAE that explain the sites: a row each, and the images that activate each most.
 
-    `share_of_weights`: of the sum over latents and sites of squared weights, all with standard deviation 1; `active`: share of
-    the images; `sites`: those with the largest weights. And the names of the images that activate each most, where there are.
+    `share_of_weights` is of squared weights, `active` the share of the images, `sites` those with the largest weights.
     """
-    latents = jnp.asarray(compared.encode(layer, "sae"))
-    responses = jnp.asarray(compared.encode(BRAIN, "site"))
-    score = sp.align(latents, responses, sp.metrics.Ridge(weights=True), folds=None)["ridge"]
-    weights = np.asarray(score.details["weights"][0] * jnp.std(latents, axis=0)[:, None] / jnp.std(responses, axis=0))
-    share = (weights**2).sum(axis=1) / (weights**2).sum()
-    chosen = np.argsort(-share)[: config.n_top]
+    latents = compared.encode(layer, "sae")
+    explained = sp.selectivity.explain(latents, compared.encode(BRAIN, "site"), config.n_top)
     rows = []
-    for latent in chosen:
-        driven = ", ".join(f"{site} ({weights[latent, site]:+.2f})" for site in np.argsort(-np.abs(weights[latent]))[:4])
-        row = {"layer": layer, "latent": int(latent), "share_of_weights": float(share[latent])}
-        rows.append({**row, "active": float(jnp.mean(latents[:, latent] != 0)), "sites": driven})
+    for latent, share, weights in zip(*explained, strict=True):
+        driven = ", ".join(f"{site} ({weights[site]:+.2f})" for site in np.argsort(-np.abs(weights))[:4])
+        row = {"layer": layer, "latent": int(latent), "share_of_weights": float(share)}
+        rows.append({**row, "active": float(np.mean(latents[:, latent] != 0)), "sites": driven})
     if recording.images is None:
         return rows, None
-    top = np.asarray(sp.selectivity.top(latents[:, chosen], min(config.n_top, len(latents))))
+    top = np.asarray(sp.selectivity.top(latents[:, explained.chosen], min(config.n_top, len(latents))))
     shown = np.asarray(recording.images)[compared.plan.divided.images]
     return rows, {"source": str(recording.image_source), "images": shown[top].tolist()}
 
@@ -379,7 +276,7 @@ def draw(results: dict[str, Any], run: Run) -> None:
     metrics = list(dict.fromkeys(row["metric"] for row in rows))
     first, title = rows[0]["metric"], plotting.metric_title(rows[0]["metric"])
     corrected = [
-        {**row, "mean": row["corrected"], "ci95": row["corrected_ci95_sites"]}
+        {**row, "mean": row["corrected"], "ci95": row["corrected_ci95_units"]}
         for row in rows
         if row["metric"] == first and row["corrected"] is not None
     ]

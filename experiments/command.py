@@ -178,6 +178,11 @@ def naming(config: ConfigDict, **fields: str) -> Iterator[None]:
         raise ValueError(f"config.{field}{str(error)[len(word) :]}") from error
 
 
+def renamed(row: Mapping[str, Any], **names: str) -> dict[str, Any]:
+    """A row of a comparison with columns under other names, without what its interval is over: a table has one of them."""
+    return {names.get(name, name): value for name, value in row.items() if name != "over"}
+
+
 def at_least(config: ConfigDict, least: Mapping[str, int]) -> None:
     """Refuses fields, dotted where nested, that are below their least value."""
     values = dict(_fields(config))

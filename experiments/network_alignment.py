@@ -216,22 +216,17 @@ def compute(config: ConfigDict, run: Run) -> dict[str, Any]:
     chunk = config.chunk or None
     compared = plan.run(run.path / "comparison", chunk=chunk)
     compared.refuse_missing()
-    rows = [layered(row) for row in compared.summary()]
-    differences = [layered(row) for row in compared.differences(DIFFERENCES)]
+    rows = [command.renamed(row, pair="layer") for row in compared.summary()]
+    differences = [command.renamed(row, pair="layer") for row in compared.differences(DIFFERENCES)]
     described, curves = compared.describe(), []
     for number, ((name, value), variant) in enumerate(variants.items()):
         other = variant.run(run.path / f"{name}_{number}", chunk=chunk)
         at = {"setting": name, "value": value}
-        curves += [{**at, **layered(row)} for row in other.summary()]
+        curves += [{**at, **command.renamed(row, pair="layer")} for row in other.summary()]
         described += [{**at, **row} for row in other.describe() if row["view"] != "neuron"]
     seconds = {"activations": made_at - started, "views and scores": time.perf_counter() - made_at}
     tables = {"differences": differences, "views": described, "curves": curves, "networks": networks}
     return run.finish(rows, seconds, **{name: table for name, table in tables.items() if table})
-
-
-def layered(row: dict[str, Any]) -> dict[str, Any]:
-    """A row of a comparison whose labels are layers."""
-    return {"layer": row["pair"], **{name: value for name, value in row.items() if name not in ("pair", "over")}}
 
 
 def draw(results: dict[str, Any], run: Run) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, Key
 
-from superpos import data
+from superpos import brain, data
 from superpos import folds as folds_lib
 from superpos.images import Images
 from superpos.results import did_you_mean
@@ -53,6 +53,36 @@ class Side:
     truth: Any = None
     reliability: ArrayLike | None = None
     axes: Sequence[str] | None = None
+
+
+def recorded(recording: Any, minimum: float = 0.1, **fields: Any) -> Side:
+    """A recording as a side: its responses, the names and hashes of its images, and how reliable its units are.
+
+    Args:
+        recording: a `superpos.brain.Recording`.
+        minimum: reliability that at least one unit must have.
+        **fields: further fields of `Side`.
+
+    Raises:
+        ValueError: no unit is as reliable as the minimum.
+
+    >>> from superpos import brain
+    >>> recording, _ = brain.simulate(jax.random.key(0), 50, 4, 3)
+    >>> recorded(recording).reliability.shape
+    (4,)
+    """
+    reliability = None
+    # From stimuli with a single repeat it would be too high: that of the means of several.
+    if recording.repeats is not None and (recording.n_repeats >= 2).all():
+        if not 0 < minimum < 1:
+            raise ValueError(f"minimum must be between 0 and 1, got {minimum}.")
+        reliability = np.asarray(recording.reliability())
+        if not (reliability >= minimum).any():
+            raise ValueError(
+                f"minimum must be at most the highest reliability of a unit, {reliability.max():.3g}, got {minimum}."
+            )
+    hashes = None if recording.images is None else brain.image_hashes(recording)
+    return Side(recording.responses, names=recording.images, hashes=hashes, reliability=reliability, **fields)
 
 
 class Divided(NamedTuple):

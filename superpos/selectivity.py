@@ -8,7 +8,7 @@ counts depend on how many units there are and how many are active at once: compa
 
 import functools
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,9 +17,10 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, Key
 
-from superpos import stats
+from superpos import alignment, stats
 from superpos.folds import split_stratified
 from superpos.linalg import matmul
+from superpos.metrics import Ridge
 from superpos.metrics.base import positive_integer
 from superpos.views import Rows, View, encode_all, fit_all, params_of
 
@@ -418,3 +419,40 @@ def _top(units: Array, n: int, groups: Array) -> Array:
         return jnp.where(groups[:, None] == groups[best], -jnp.inf, left), jnp.where(some, best, -1)
 
     return lax.scan(step, units.astype(jnp.promote_types(units.dtype, jnp.float32)), length=n)[1].T
+
+
+class Explained(NamedTuple):
+    """Which units of one side explain those of another most.
+
+    Attributes:
+        chosen: `(n,)`, the units, the one that explains most first.
+        share: `(n,)`, of the sum of squared weights, all units with standard deviation 1.
+        weights: `(n, n_target)`, the standardised weights of those units.
+    """
+
+    chosen: Int[np.ndarray, " n"]
+    share: Float[np.ndarray, " n"]
+    weights: Float[np.ndarray, "n target"]
+
+
+def explain(source: ArrayLike, target: ArrayLike, n: int = 8) -> Explained:
+    """The units that explain another side most, by the weights of ridge regression on all samples.
+
+    Args:
+        source: `(n_samples, n_source)`, such as latents.
+        target: `(n_samples, n_target)`, such as recorded sites.
+        n: units that are named.
+
+    Raises:
+        ValueError: as `sp.align`.
+
+    >>> x = jax.random.normal(jax.random.key(0), (100, 3))
+    >>> explain(x, x[:, [1]], n=2).chosen[0].item()
+    1
+    """
+    x, y = jnp.asarray(source), jnp.asarray(target)
+    score = alignment.align(x, y, Ridge(weights=True), folds=None)["ridge"]
+    weights = np.asarray(score.details["weights"][0] * jnp.std(x, axis=0)[:, None] / jnp.std(y, axis=0))
+    share = (weights**2).sum(axis=1) / (weights**2).sum()
+    chosen = np.argsort(-share)[:n]
+    return Explained(chosen, share[chosen], weights[chosen])

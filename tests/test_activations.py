@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import superpos as sp
-from superpos.activations import Side, divide
+from superpos.activations import Side, divide, recorded
 
 
 @pytest.fixture
@@ -182,3 +182,13 @@ def test_swapped_axes_are_suggested(arrays):
     with pytest.raises(ValueError, match="Try axes of b: units,samples"):
         divide({"a": Side(x), "b": Side(x.T)})
     divide({"a": Side(x), "b": Side(x.T, axes=("units", "samples"))})
+
+
+def test_a_stimulus_of_one_repeat_leaves_no_ceiling():
+    """Reliability from the others would be that of their means of several."""
+    repeats = np.random.default_rng(0).normal(size=(20, 3, 2)) + np.arange(20)[:, None, None]
+    assert recorded(sp.brain.Recording(repeats=repeats)).reliability.shape == (2,)
+    with pytest.raises(ValueError, match="minimum must be at most the highest reliability"):
+        recorded(sp.brain.Recording(repeats=repeats), 0.9999999)
+    repeats[4, 1:] = np.nan
+    assert recorded(sp.brain.Recording(repeats=repeats)).reliability is None

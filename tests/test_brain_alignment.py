@@ -8,7 +8,7 @@ import pytest
 from test_experiments import run_commands
 
 import superpos as sp
-from experiments import brain_alignment, network_alignment
+from experiments import brain_alignment
 from superpos.images import Images
 
 DATA = Path(__file__).resolve().parents[2] / "shared/data"
@@ -31,11 +31,12 @@ def simulated(conduct):
 def test_the_simulated_brain_is_found_in_the_order_that_is_true(simulated):
     _, results = simulated
     rows = {row["comparison"]: row for row in results["rows"]}
-    assert set(rows) == set(brain_alignment.KINDS)
+    controls = {f"{name}->site" for name in (*brain_alignment.SITES, "oracle", "feature")}
+    assert set(rows) == controls | set(brain_alignment.LATENTS)
     for row in rows.values():
         assert (row["layer"], row["metric"]) == ("12 units", "ridge")
         assert row["ci95"][0] < row["mean"] < row["ci95"][1]
-        assert row["n_seeds"] == row["n_pairs"] == (2 if "sae" in row["comparison"] else 1)
+        assert row["n_seeds"] == row["n_pairs"] == (2 if "sae" in row["comparison"] or "ica" in row["comparison"] else 1)
     order = ("neuron->site", "sae->site", "oracle->site", "feature->site")
     means = [rows[name]["corrected"] for name in order]
     assert means == sorted(means)
@@ -52,38 +53,35 @@ def test_sites_of_low_reliability_are_left_out_of_what_is_corrected(simulated):
     of_sites = results["sites"]["scores"]["12 units"]
     for row in results["rows"]:
         if not row["comparison"].endswith("site"):
-            assert row["n_sites"] is None
+            assert row["n_units"] is None
             continue
-        assert (row["n_sites"], row["n_excluded"]) == (12, np.sum(reliability < 0.1))
-        r = np.array(of_sites[row["comparison"]])
+        assert (row["n_units"], row["n_excluded"]) == (12, np.sum(reliability < 0.1))
+        r = np.array((of_sites | results["sites"]["scores"]["features"])[row["comparison"]])
         assert row["mean"] == pytest.approx(r.mean(), abs=1e-5)
         expected = (r / np.sqrt(np.maximum(reliability, 1e-9)))[reliability >= 0.1].mean()
         assert row["corrected"] == pytest.approx(expected, abs=1e-5)
-        assert row["ci95_sites"][0] < row["mean"] < row["ci95_sites"][1]
+        assert row["ci95_units"][0] < row["mean"] < row["ci95_units"][1]
 
 
 def test_differences_are_those_of_the_rows(simulated):
     _, results = simulated
     rows = {row["comparison"]: row["mean"] for row in results["rows"]}
-    matched = {row["comparison"]: row["mean"] for row in results["matched"]}
-    assert set(matched) == {"sae->site", "random_sae->site"}
-    found = {row["difference"]: row for row in results["differences"]}
-    assert len(found) == 8
-    for name, row in found.items():
-        a, b = name.removesuffix(" (matched)").split(" - ")
-        few = {**rows, **matched} if name.endswith("(matched)") else rows
-        assert row["mean"] == pytest.approx(few[a] - few[b], abs=1e-5)
-    assert found["sae->site - neuron->site"]["p_value"] < 0.05
-    assert found["sae->site - neuron->site"]["ci95_sites"][0] > 0
-    assert found["sae->sae - neuron->site"]["ci95_sites"] is None
+    differences = {row["difference"]: row for row in results["differences"]}
+    assert len(differences) == len(brain_alignment.DIFFERENCES)
+    for name, row in differences.items():
+        a, b = name.split(" - ")
+        assert row["mean"] == pytest.approx(rows[a] - rows[b], abs=1e-5)
+    assert differences["sae->site - neuron->site"]["p_value"] < 0.05
+    assert differences["sae->site - neuron->site"]["ci95_units"][0] > 0
+    assert differences["sae->sae - neuron->site"]["ci95_units"] is None
 
 
 def test_neurons_are_scored_as_align_scores_them(simulated):
     _, results = simulated
-    material = brain_alignment.read(tiny())
-    assert len(material.scored.stimuli) == len(material.trained) == 1200
-    neurons, responses = material.layers["12 units"].mean(axis=1), material.scored.responses
-    expected = sp.align(neurons, responses, "ridge", folds=2, key=network_alignment.keys(tiny()).folds)["ridge"].mean
+    divided = brain_alignment.plan(tiny(), *brain_alignment.read(tiny())).divided
+    assert len(divided.images) == len(divided.training["recording"]) == 1200
+    neurons, responses = (divided.scored[name][:, 0] for name in ("12 units", "recording"))
+    expected = sp.align(neurons, responses, "ridge", folds=divided.folds)["ridge"].mean
     (row,) = [row for row in results["rows"] if row["comparison"] == "neuron->site"]
     assert row["mean"] == pytest.approx(float(expected), abs=1e-5)
 
@@ -91,7 +89,7 @@ def test_neurons_are_scored_as_align_scores_them(simulated):
 def test_the_latents_that_explain_the_sites_are_named(simulated):
     _, results = simulated
     assert len(results["latents"]) == 2
-    shares = [row["share"] for row in results["latents"]]
+    shares = [row["share_of_weights"] for row in results["latents"]]
     assert 1 > shares[0] >= shares[1] > 1 / 48
     assert all(0 < row["active"] <= 1 for row in results["latents"])
     assert results["top"] is None
@@ -134,12 +132,7 @@ def test_a_recording_and_files(files, conduct):
     config.update({"n_seeds": 1, "metrics": ("semi_match",), "layers": ("conv",)})
     run, results = conduct(brain_alignment, config)
     rows = {row["comparison"]: row for row in results["rows"]}
-    assert set(rows) == {
-        "neuron->site",
-        "sae->site",
-        "random_sae->site",
-        "pca->site",
-    }  # no responses to train SAEs of the sites on
+    assert set(rows) == {f"{name}->site" for name in brain_alignment.SITES}  # no responses to train SAEs of the sites on
     assert results["n_scored"] == 40
     layer, responses = np.load(files / "layer.npy"), np.load(files / "responses_raw_123.npy").mean(axis=2).T
     expected = sp.align(layer.mean(axis=1), responses, "semi_match", folds=np.arange(60) % 3 - 1)["semi_match"].mean
@@ -150,32 +143,22 @@ def test_a_recording_and_files(files, conduct):
     assert {name[:5] for names in results["top"]["images"] for name in names} == {"image"}
 
 
-def test_saes_train_on_all_positions_of_images_that_are_not_scored(files):
+def divided(config):
+    return brain_alignment.plan(config, *brain_alignment.read(config)).divided
+
+
+def test_views_are_fitted_on_all_positions_of_images_that_are_not_scored(files):
     config = of_files(files)
-    material = brain_alignment.read(config)
     layer = np.load(files / "layer.npy")
-    (scored,) = material.layers.values()
-    (training,) = material.training.values()
-    assert scored.shape == (30, 3, 6)
-    assert training.shape == (90, 6)
-    assert material.trained.shape == (30, 9)
-    everything = np.concatenate([scored.reshape(-1, 6), training])
+    parts = divided(config)
+    assert parts.scored["layer.npy"].shape == (30, 3, 6)
+    assert parts.training["layer.npy"].shape == (90, 6)
+    assert parts.training["recording"].shape == (30, 9)
+    everything = np.concatenate([parts.scored["layer.npy"].reshape(-1, 6), parts.training["layer.npy"]])
     np.testing.assert_array_equal(np.sort(everything, axis=0), np.sort(layer.reshape(-1, 6), axis=0))
-    np.testing.assert_allclose(material.scored.responses.std(axis=0), 1, atol=0.4)
-    config.train = (f"{files}/others.npy",)
-    (other,) = brain_alignment.read(config).training.values()
-    np.testing.assert_array_equal(np.sort(other, axis=0), np.sort((layer[:50] + 1).reshape(-1, 6), axis=0))
-    config.train *= 2
-    (both,) = brain_alignment.read(config).training.values()
-    np.testing.assert_array_equal(np.sort(both, axis=0), np.sort(np.tile(other, (2, 1)), axis=0))
-
-
-def test_a_stimulus_of_one_repeat_leaves_no_ceiling():
-    """Reliability from the others would be that of their means of several."""
-    repeats = np.random.default_rng(0).normal(size=(20, 3, 2)) + np.arange(20)[:, None, None]
-    assert brain_alignment.reliabilities(sp.brain.Recording(repeats=repeats), 0.1).shape == (2,)
-    repeats[4, 1:] = np.nan
-    assert brain_alignment.reliabilities(sp.brain.Recording(repeats=repeats), 0.1) is None
+    config.train = (f"{files}/others.npy",) * 2
+    both = np.tile((layer[:50] + 1).reshape(-1, 6), (2, 1))
+    np.testing.assert_array_equal(np.sort(divided(config).training["layer.npy"], axis=0), np.sort(both, axis=0))
 
 
 def test_images_are_lined_up_by_name(files, tmp_path):
@@ -183,42 +166,17 @@ def test_images_are_lined_up_by_name(files, tmp_path):
     layer = np.concatenate([np.load(files / "layer.npy"), np.zeros((2, 3, 6), np.float32)])
     names = np.array([f"image{i:04d}.jpg" for i in range(1, 61)] + ["x.jpg", "y.jpg"])
     np.save(tmp_path / "layer.npy", layer[order])
-    expected = brain_alignment.read(config).layers["layer.npy"]
+    expected = divided(config).scored["layer.npy"]
     config.activations = (f"{tmp_path}/layer.npy",)
-    arrays = {"layer": {"file": "layer.npy"}}
     hashes = np.array([*Images(files / "images_123.zip").sha256(), "x", "y"])
-    told = {"arrays": arrays, "images": names[order].tolist(), "image_sha256": hashes[order].tolist()}
+    where = {"position": "mean", "seed": 0, "arrays": {"layer": {"file": "layer.npy", "grid": [3]}}}
+    told = {**where, "images": names[order].tolist(), "image_sha256": hashes[order].tolist()}
     (tmp_path / "manifest.json").write_text(json.dumps(told))
-    np.testing.assert_array_equal(brain_alignment.read(config).layers["layer.npy"], expected)
-    for images, message in (
-        ([f"other {name}" for name in names], r"layer\.npy: names must hold all images of the recording, but 60 are not"),
-        (["image0001.jpg", *names[:61]], r"names must hold each image once, but image0001\.jpg is there 2 times"),
-        (names.tolist()[:60], "has 62 rows, but .* names 60 images"),
-    ):
-        (tmp_path / "manifest.json").write_text(json.dumps({**told, "images": list(images)}))
-        with pytest.raises(ValueError, match=message):
-            brain_alignment.read(config)
+    np.testing.assert_array_equal(divided(config).scored["layer.npy"], expected)
     # Sessions name their images alike.
     (tmp_path / "manifest.json").write_text(json.dumps({**told, "image_sha256": np.roll(hashes, 1)[order].tolist()}))
-    with pytest.raises(ValueError, match=r"was extracted from others: 60 of 60 differ, first image0001\.jpg"):
-        brain_alignment.read(config)
-
-
-def test_files_that_hold_scored_images_do_not_train(files, tmp_path):
-    config = of_files(files)
-    config.update({"train": (f"{tmp_path}/others.npy",), "train_fraction": 0.0})
-    np.save(tmp_path / "others.npy", np.load(files / "others.npy"))
-    told = {"arrays": {"layer": {"file": "others.npy"}}, "images": [f"{i}.jpg" for i in range(50)]}
-    hashes = ["other"] * 49
-    (tmp_path / "manifest.json").write_text(json.dumps({**told, "image_sha256": [*hashes, "more"]}))
-    brain_alignment.read(config)
-    shown = Images(files / "images_123.zip").sha256()[0]
-    (tmp_path / "manifest.json").write_text(json.dumps({**told, "image_sha256": [*hashes, shown]}))
-    with pytest.raises(ValueError, match=r"others\.npy has 1 that are"):
-        brain_alignment.read(config)
-    config.train = (f"{files}/../{files.name}/layer.npy",)
-    with pytest.raises(ValueError, match=r"layer\.npy, which is scored too"):
-        brain_alignment.read(config)
+    with pytest.raises(ValueError, match=r"must be of the same images, but 60 of 60 .*, first image0001\.jpg"):
+        divided(config)
 
 
 def test_bad_input_is_one_line_and_leaves_nothing_behind(files, tmp_path):
@@ -232,18 +190,18 @@ def test_bad_input_is_one_line_and_leaves_nothing_behind(files, tmp_path):
         ("--config.recording=v4",): "config.path is empty, but v4 needs one: pass --config.path=",
         (layer,): "config.recording is simulated, which takes no files",
         tuple(v4): "config.activations names no file",
-        (*v4, f"--config.activations=('{files}/none.npy',)"): "none.npy is not there, or is not a file",
+        (*v4, f"--config.activations=('{files}/none.npy',)"): "none.npy",
         (
             *v4,
             f"--config.activations=('{files}/few.npy',)",
-        ): "a row for each of the recording's 60 stimuli, in its order, but few",
-        (*v4, f"--config.activations=('{files}/flat.npy',)"): "must be (images, units) or (images, positions, units), but",
+        ): "must have the same samples, got 60 and 59",
+        (*v4, f"--config.activations=('{files}/flat.npy',)"): "activations must have at least two axes",
         (*v4, layer, "--config.layers=('a','b')"): "config.layers must name each of the 1 files",
         (*v4, layer, "--config.session=124"): "config.path: ",
         (*v4, layer, "--config.select=area=V1"): "config.select must be name=value of some sites, got 'area=V1'; there are V4",
         (*v4, layer, "--config.train_fraction=0"): "config.train_fraction must be above 0 (without config.train) and below 1",
-        (*v4, layer, f"--config.train={files}/layer.npy"): "config.train must hold images that are not scored",
-        (*v4, layer, f"--config.folds={files}/few.npy"): "config.folds must be whole numbers (60,), one a stimulus",
+        (*v4, layer, f"--config.train={files}/layer.npy"): "layer.npy_train must hold images that are not scored",
+        (*v4, layer, f"--config.folds={files}/few.npy"): "folds must be one a row, (60,), got shape (59, 3, 6)",
         (*v4, layer, "--config.n_folds=31"): "folds must be between 2 and the number of samples, 30, got 31",
         (
             *v4,
@@ -287,9 +245,9 @@ def test_recorded_v4_is_predicted_as_well_as_by_scikit_learn(session, published,
     np.save(tmp_path / "folds.npy", folds)
     config = brain_alignment.get_config()
     config.update({"recording": "v4", "path": str(DATA / "v4"), "session": session, "folds": str(tmp_path / "folds.npy")})
-    config.update({"activations": (f"{layer}:block10",), "train": (f"{layer}:block8",), "train_fraction": 0.0})
-    material = brain_alignment.read(config)
-    (neurons,) = material.layers.values()
-    score = sp.align(neurons[:, 0], material.scored.responses, "ridge", folds=material.folds)["ridge"]
+    config.update({"activations": (f"{layer}:block10",), "train_fraction": 0.01})
+    parts = divided(config)
+    neurons, responses = parts.scored["lite0_" + session + "_blocks.npz:block10"], parts.scored["recording"][:, 0]
+    score = sp.align(neurons[:, 0], responses, "ridge", folds=parts.folds)["ridge"]
     assert float(score.mean) == pytest.approx(np.mean(r), abs=0.005)
     np.testing.assert_allclose(np.mean(score.units, axis=0), np.mean(r, axis=0), atol=0.05)

@@ -135,6 +135,21 @@ class Recording:
             image_source=self.image_source,
         )
 
+    def where(self, condition: str) -> "Recording":
+        """The units whose metadata are as a condition says, such as "region=IT".
+
+        Raises:
+            ValueError: no such metadata, or no such unit.
+        """
+        name, _, value = condition.partition("=")
+        chosen = self.units[name].astype(str) == value if name in self.units else np.zeros(1, bool)
+        if not chosen.any():
+            there = np.unique(self.units[name].astype(str))[:10] if name in self.units else list(self.units)
+            raise ValueError(
+                f"select must be name=value of some units, got {condition!r}; there are {', '.join(there) or 'none'}."
+            )
+        return self.select(units=chosen)
+
     def zscored(self) -> "Recording":
         """Each unit with mean 0 and standard deviation 1 over the trials of each session, or over the responses of each.
 

@@ -1,7 +1,6 @@
 """What a comparison found: scores, and the intervals that they have."""
 
 import dataclasses
-import itertools
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -108,6 +107,9 @@ class Comparison:
     def differences(self, pairs: Sequence[tuple[str, str]] | None = None, over: str | None = None) -> list[dict[str, Any]]:
         """Differences between comparisons, paired: `difference` names which is subtracted from which.
 
+        Beside the columns of `summary`: `ci95_units`, the interval over target units where both have the same ones, and over
+        samples a `p_value`.
+
         Args:
             pairs: of comparisons; by default each but the first less the first.
             over: as in `summary`; over "units" where both have the same target units.
@@ -127,6 +129,8 @@ class Comparison:
                     scores = [_subtract(x[metric.name], y[metric.name]) for x, y in zip(*both, strict=True)]  # type: ignore[index]
                     row = {"pair": label, "metric": metric.name, "difference": f"{a} - {b}"}
                     rows.append({**row, **self._interval(listed, scores, over)})
+                    same_units = len(listed) == 1 and "units" in scores[0]
+                    rows[-1]["ci95_units"] = _over_units(scores[0])["ci95"] if same_units else None
                     if rows[-1]["over"] == "samples":
                         rows[-1]["p_value"] = stats.paired(_jackknife(scores[0]), _nothing(scores[0]))["p_value"]
         return rows
@@ -160,24 +164,31 @@ class Comparison:
             units = jnp.asarray(np.where(scores["live"].all(axis=0), scores["units"].mean(axis=0), np.nan))
         return Score(jnp.mean(folds), folds, units, {})
 
-    def corrected(self, minimum: float = 0.1) -> list[dict[str, Any]]:
-        """Scores divided by what noise allows, where the target is recorded units of known reliability: a row each.
+    def over_units(self, minimum: float = 0.1) -> list[dict[str, Any]]:
+        """`summary`, with what each target unit's score says where all seeds have the same target units, as recorded sites.
 
-        `corrected` is the mean over units, `ci95_units` its interval over them, `n_excluded` how many are less reliable than
-        `minimum` and left out. See `sp.reliability.disattenuate`.
+        Args:
+            minimum: reliability that a unit must have to be corrected for noise.
+
+        Returns:
+            Rows with `ci95_units`, the interval over target units, and `n_units`. Where the target side has a `reliability`:
+            `corrected`, the mean over units of scores divided by what noise allows, its `corrected_ci95_units`, and
+            `n_excluded`, how many units are less reliable than the minimum. See `sp.reliability.disattenuate`.
         """
-        rows = []
-        for label, listed in self.plan.pairs.items():
-            given = self.plan.sides[listed[0][1]].reliability
-            for metric, comparison in itertools.product(self.plan.metrics, self.plan.of_label[label]):
-                score = self.score(label, comparison, metric.name)
-                if given is None or score is None or score.units is None or score.units.shape[1] != np.size(given):
-                    continue
+        rows = self.summary()
+        for row in rows:
+            row |= dict.fromkeys(("ci95_units", "n_units", "corrected", "corrected_ci95_units", "n_excluded"))
+            score = self.score(row["pair"], row["comparison"], row["metric"])
+            if score is None or score.units is None:
+                continue
+            units = stats.over_units(score)
+            row |= {"ci95_units": units["ci95"], "n_units": units["n_units"]}
+            given = self.plan.sides[self.plan.pairs[row["pair"]][0][1]].reliability
+            if given is not None and np.size(given) == score.units.shape[1]:
                 corrected = reliability.disattenuate(score, given, minimum)
-                summary = stats.over_units(corrected)
-                row = {"pair": label, "metric": metric.name, "comparison": comparison, "corrected": summary["mean"]}
-                excluded = int(corrected.details["n_excluded"])
-                rows.append({**row, "ci95_units": summary["ci95"], "n_units": summary["n_units"], "n_excluded": excluded})
+                units = stats.over_units(corrected)
+                row |= {"corrected": units["mean"], "corrected_ci95_units": units["ci95"]}
+                row["n_excluded"] = int(corrected.details["n_excluded"])
         return rows
 
     def describe(self) -> list[dict[str, Any]]:
