@@ -9,6 +9,7 @@ from test_experiments import run_commands
 
 import superpos as sp
 from experiments import brain_alignment
+from superpos.activations import divide
 from superpos.images import Images
 
 DATA = Path(__file__).resolve().parents[2] / "shared/data"
@@ -223,7 +224,7 @@ def test_bad_input_is_one_line_and_leaves_nothing_behind(files, tmp_path):
 
 
 @pytest.mark.parametrize(("session", "published"), [("201025", 0.471), ("210225", 0.412)])
-def test_recorded_v4_is_predicted_as_well_as_by_scikit_learn(session, published, tmp_path):
+def test_recorded_v4_is_predicted_as_well_as_by_scikit_learn(session, published):
     layer = DATA / f"networks/lite0_{session}_blocks.npz"
     for file in (layer, DATA / f"v4/responses_{session}.npy"):
         if not file.exists():
@@ -242,12 +243,11 @@ def test_recorded_v4_is_predicted_as_well_as_by_scikit_learn(session, published,
         predicted = ridge.predict(scaler.transform(x[test]))
         r.append([np.corrcoef(*pair)[0, 1] for pair in zip(predicted.T, y[test].T, strict=True)])
     assert np.mean(r) == pytest.approx(published, abs=0.005)
-    np.save(tmp_path / "folds.npy", folds)
     config = brain_alignment.get_config()
-    config.update({"recording": "v4", "path": str(DATA / "v4"), "session": session, "folds": str(tmp_path / "folds.npy")})
-    config.update({"activations": (f"{layer}:block10",), "train_fraction": 0.01})
-    parts = divided(config)
-    neurons, responses = parts.scored["lite0_" + session + "_blocks.npz:block10"], parts.scored["recording"][:, 0]
-    score = sp.align(neurons[:, 0], responses, "ridge", folds=parts.folds)["ridge"]
+    config.update({"recording": "v4", "path": str(DATA / "v4"), "session": session, "activations": (f"{layer}:block10",)})
+    _, sides = brain_alignment.read(config)
+    parts = divide(sides, folds=folds, pool="mean")
+    responses, neurons = (array[:, 0] for array in parts.scored.values())
+    score = sp.align(neurons, responses, "ridge", folds=parts.folds)["ridge"]
     assert float(score.mean) == pytest.approx(np.mean(r), abs=0.005)
     np.testing.assert_allclose(np.mean(score.units, axis=0), np.mean(r, axis=0), atol=0.05)
