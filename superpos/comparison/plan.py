@@ -280,7 +280,8 @@ class Plan:
         traced, units = jax.make_jaxpr(view.apply, return_shape=True)(weights, x)
         # What a view closes over is not told in the program's text.
         text = str(traced) if not traced.consts else str(id(view))
-        return _Reader(i, at, name, family.n_seeds, text, (i, units.shape[1], text if view.costly else ""))
+        n_seeds = family.n_seeds if view.random else 1
+        return _Reader(i, at, name, n_seeds, text, (i, units.shape[1], text if view.costly else ""))
 
     def _compare(self, views: Sequence[Sequence[View]]) -> Callable[..., Any]:
         """`compare(row, data)` for `sp.sweep`: a row is side, view and weights of the source, then of the target."""
@@ -339,26 +340,21 @@ class _Table(NamedTuple):
         i = readers[0][0].stack
         stack = stacks[i]
         ways: dict[str, list[Any]] = {}  # weights of each way to read
-        first: dict[str, tuple[int, int]] = {}  # of each view its way, and where its weights begin
+        first: dict[str, tuple[int, int, int]] = {}  # of each view its way, where its weights begin, and how many a side has
         views = []
         for reader in dict.fromkeys(reader._replace(at=0) for reader, _ in readers):
             view = stack.views[reader.name]
             if reader.text not in ways:
                 views.append(view)
             listed = ways.setdefault(reader.text, [])
-            first[reader.name] = (list(ways).index(reader.text), len(listed))
             family = next(family for family in fits[i].values() if reader.name in family.views)
-            n = len(stack.names) * reader.n_seeds
+            first[reader.name] = (list(ways).index(reader.text), len(listed), family.n_seeds)
+            n = len(stack.names) * family.n_seeds
             listed += [view.weights(family.params(reader.name, row)) for row in range(n)]
-        rows = [
-            (
-                reader.at,
-                first[reader.name][0],
-                first[reader.name][1] + reader.at * reader.n_seeds + min(seed, reader.n_seeds - 1),
-            )
-            for reader, seed in readers
-            for way, begin in [first[reader.name]]
-        ]
+        rows = []
+        for reader, seed in readers:
+            way, begin, n_seeds = first[reader.name]
+            rows.append((reader.at, way, begin + reader.at * n_seeds + min(seed, reader.n_seeds - 1)))
         stacked = [jax.tree.map(lambda *leaves: np.stack(leaves), *listed) for listed in ways.values()]
         return cls(stack, views, stacked, np.array(rows, np.int32))
 
