@@ -41,7 +41,8 @@ class Fits(NamedTuple):
 
     def params(self, name: str, row: Any) -> Any:
         """The params of a view for one side and seed."""
-        return params_of(self.views, jax.tree.map(lambda leaf: jnp.asarray(leaf)[row], self.fits), name)
+        here = isinstance(row, int)  # else traced
+        return params_of(self.views, jax.tree.map(lambda leaf: (leaf if here else jnp.asarray(leaf))[row], self.fits), name)
 
 
 @dataclasses.dataclass(eq=False, repr=False)
