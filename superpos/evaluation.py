@@ -5,7 +5,7 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -97,7 +97,7 @@ def evaluate(
     if z is not None and (z.ndim != 2 or len(z) != len(x)):
         raise ValueError(f"z must be ({len(x)}, n_features), got {z.shape}.")
 
-    def add(sums, batch):
+    def add(sums: Any, batch: Any) -> tuple[Any, None]:
         x, z = batch
         h = sae.encode(params, x)
         return update(sums, x, h, sae.decode(params, h, x), z), None
@@ -268,7 +268,7 @@ def stability(a: Float[Array, "latents_a inputs"], b: Float[Array, "latents_b in
     return jnp.mean(matched, where=live_a & (partner >= 0))
 
 
-def _cosines(name_a, a, name_b, b):
+def _cosines(name_a: str, a: Any, name_b: str, b: Any) -> tuple[Array, Array, Array]:
     """Cosines between the rows of two matrices, and which rows are not 0."""
     a, b = jnp.asarray(a), jnp.asarray(b)
     if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1]:

@@ -21,7 +21,7 @@ def _one_by_one(decompose: Callable[[Array], Any], n_outputs: int) -> Callable[[
     safe = jax.custom_batching.custom_vmap(decompose)
 
     @safe.def_vmap
-    def batch(axis_size, in_batched, matrices):
+    def batch(axis_size: int, in_batched: Any, matrices: Array) -> tuple[Any, tuple[bool, ...]]:
         del axis_size, in_batched
         out = lax.platform_dependent(matrices, cpu=functools.partial(lax.map, safe), default=decompose)
         return out, (True,) * n_outputs
@@ -29,12 +29,12 @@ def _one_by_one(decompose: Callable[[Array], Any], n_outputs: int) -> Callable[[
     return safe
 
 
-def _eigh(matrix):
+def _eigh(matrix: Array) -> tuple[Array, ...]:
     """Eigenvalues in ascending order `(n,)`, and eigenvectors in columns, of a symmetric matrix `(n, n)`; no gradient."""
     return tuple(jnp.linalg.eigh(matrix))
 
 
-def _svd(matrix):
+def _svd(matrix: Array) -> tuple[Array, ...]:
     """The thin u, s, vᵀ of a matrix `(n, m)`, `(n, k)`, `(k,)` and `(k, m)` with k = min(n, m); no gradient."""
     return tuple(jnp.linalg.svd(matrix, full_matrices=False))
 
@@ -59,7 +59,7 @@ def polar(matrix: Float[Array, "n m"]) -> tuple[Float[Array, "n m"], Float[Array
     return isometry, singular
 
 
-def _polar(matrix):
+def _polar(matrix: Array) -> tuple[Array, ...]:
     u, s, vt = svd(lax.stop_gradient(matrix))
     kept = s > max(matrix.shape) * jnp.finfo(s.dtype).eps * s[0]
     u = jnp.where(kept, u, 0)
@@ -67,7 +67,7 @@ def _polar(matrix):
 
 
 @polar.defjvp
-def _polar_jvp(primals, tangents):
+def _polar_jvp(primals: Any, tangents: Any) -> tuple[Any, Any]:
     (matrix,), (moved,) = primals, tangents
     isometry, s, u, vt, kept = _polar(matrix)
     inside = matmul(u.T, moved, vt.T)
@@ -100,7 +100,7 @@ def nnls(gram: Float[Array, "n n"], cross: Float[Array, " n"]) -> Float[Array, "
     table = jnp.zeros((n + 1, n + 1), cross.dtype).at[:n, :n].set(gram).at[:n, n].set(cross).at[n, :n].set(cross)
     smallest = 10 * epsilon * jnp.max(jnp.abs(cross), initial=0)
 
-    def change(state):
+    def change(state: Any) -> tuple[Any, ...]:
         table, weights, used, _, count = state
         solution = jnp.where(used, table[:n, n], 0)
         blocked = used & (solution <= 0)

@@ -6,6 +6,7 @@ Chan, Golub & LeVeque (1979), so that float32 does not lose what millions of sam
 
 import dataclasses
 from collections.abc import Iterable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -79,7 +80,7 @@ class Moments:
         return jnp.all(self.x.high > self.x.low, axis=0), jnp.all(self.y.high > self.y.low, axis=0)
 
 
-def init(n_source: int, n_target: int, n_folds: int, reads: Iterable[str] = ("xx", "xy", "yy"), dtype=None) -> Moments:
+def init(n_source: int, n_target: int, n_folds: int, reads: Iterable[str] = ("xx", "xy", "yy"), dtype: Any = None) -> Moments:
     """Moments of no samples.
 
     Args:
@@ -97,12 +98,12 @@ def init(n_source: int, n_target: int, n_folds: int, reads: Iterable[str] = ("xx
         raise ValueError(f"reads takes names out of {', '.join(READS)}, got {', '.join(sorted(unknown))}.")
     dtype = jnp.result_type(float) if dtype is None else dtype
 
-    def side(units, full):
-        filled = [jnp.full((n_folds, units), value, dtype) for value in (0, 0, jnp.inf, -jnp.inf)]  # each can be donated
+    def side(units: Any, full: bool) -> Side:
+        mean, squares, low, high = (jnp.full((n_folds, units), value, dtype) for value in (0, 0, jnp.inf, -jnp.inf))
         scatter = jnp.zeros((n_folds, units, units), dtype) if full or "norms" in reads else None
-        return Side(*filled, scatter)
+        return Side(mean, squares, low, high, scatter)  # arrays of their own, each of which can be donated
 
-    def norms(a, b):
+    def norms(a: Any, b: Any) -> Norms:
         return Norms(jnp.zeros(n_folds, dtype), jnp.zeros((n_folds, a), dtype), jnp.zeros((n_folds, b), dtype))
 
     pairs = {"xx": (n_source, n_source), "xy": (n_source, n_target), "yy": (n_target, n_target)}
@@ -145,7 +146,7 @@ def update(moments: Moments, x: Float[Array, "n source"], y: Float[Array, "n tar
 
     rows, valid, folds = _blocks(fold_ids, moments.n_folds)
 
-    def add(moments, block):
+    def add(moments: Moments, block: Any) -> tuple[Moments, None]:
         rows, valid, fold = block
         return update_fold(moments, x[rows], y[rows], valid, fold), None
 
@@ -162,19 +163,19 @@ def update_fold(
     total = count + added
     inverse = 1 / jnp.maximum(total, 1)
 
-    def put(array, value):
+    def put(array: Array, value: Any) -> Array:
         return lax.dynamic_update_index_in_dim(array, value.astype(array.dtype), fold, 0)
 
-    def deviations(values, side):
+    def deviations(values: Array, side: Side) -> tuple[Array, Array]:
         values = jnp.where(valid[:, None], values.astype(dtype), 0)
         mean = jnp.sum(values, axis=0) / jnp.maximum(added, 1)
         return jnp.where(valid[:, None], values - mean, 0), mean - side.mean[fold]
 
-    def product(old, a, b, shift_a, shift_b):
+    def product(old: Any, a: Any, b: Any, shift_a: Array, shift_b: Array) -> Array:
         between = (count * added * inverse) * shift_a[:, None] * shift_b[None, :]
         return put(old, old[fold] + _matmul(a.T, b) + between)
 
-    def side(old, values, deviation, shift):
+    def side(old: Any, values: Array, deviation: Array, shift: Array) -> Side:
         values = values.astype(dtype)
         low = jnp.min(jnp.where(valid[:, None], values, jnp.inf), axis=0)
         high = jnp.max(jnp.where(valid[:, None], values, -jnp.inf), axis=0)
@@ -227,15 +228,15 @@ def pool(moments: Moments, parts: Bool[Array, "parts folds"]) -> Moments:
     sizes = weights * moments.count
     count = jnp.sum(sizes, axis=1)
 
-    def mean_and_shift(mean):
+    def mean_and_shift(mean: Array) -> tuple[Array, Array]:
         pooled = _matmul(sizes, mean) / jnp.maximum(count, 1)[:, None]
         return pooled, mean[None] - pooled[:, None]  # (parts, folds, units)
 
-    def scatter(within, shift_a, shift_b):
+    def scatter(within: Array, shift_a: Array, shift_b: Array) -> Array:
         between = jnp.einsum("pf,pfi,pfj->pij", sizes, shift_a, shift_b, precision=lax.Precision.HIGHEST)
         return jnp.einsum("pf,fij->pij", weights, within, precision=lax.Precision.HIGHEST) + between
 
-    def side(old, mean, shift):
+    def side(old: Any, mean: Array, shift: Array) -> Side:
         return Side(
             mean=mean,
             squares=_matmul(weights, old.squares) + jnp.sum(sizes[:, :, None] * shift**2, axis=1),
@@ -277,29 +278,30 @@ def select(moments: Moments, source: Int[Array, " units"], target: Int[Array, " 
         target: `(units,)` likewise.
     """
 
-    def take(array, units, axis):
+    def take(array: Array, units: Any, axis: int) -> Array:
         return jnp.take(array, jnp.asarray(units), axis=axis, mode="fill", fill_value=0)
 
-    def side(old, units):
+    def side(old: Any, units: Any) -> Side:
         scatter = None if old.scatter is None else take(take(old.scatter, units, 1), units, 2)
-        return Side(*(take(leaf, units, 1) for leaf in (old.mean, old.squares, old.low, old.high)), scatter)
+        mean, squares, low, high = (take(leaf, units, 1) for leaf in (old.mean, old.squares, old.low, old.high))
+        return Side(mean, squares, low, high, scatter)
 
     xy = take(take(moments.xy, source, 1), target, 2)
     active = None if moments.active is None else select(moments.active, source, target)
     return Moments(moments.count, side(moments.x, source), side(moments.y, target), xy, None, active)
 
 
-def _matmul(a, b):
+def _matmul(a: Array, b: Array) -> Array:
     return jnp.matmul(a, b, precision=lax.Precision.HIGHEST)
 
 
-def _moved_norms(moments, x_shift, y_shift):
+def _moved_norms(moments: Moments, x_shift: Array, y_shift: Array) -> dict[str, Norms]:
     """The norms of one fold about a centre from which its mean lies `x_shift`, `y_shift` away."""
     squares = {"x": jnp.sum(moments.x.squares), "y": jnp.sum(moments.y.squares)}
     shifts = {"x": x_shift, "y": y_shift}
-    crosses = {"xx": moments.x.scatter, "xy": moments.xy, "yy": moments.y.scatter}
+    crosses: dict[str, Any] = {"xx": moments.x.scatter, "xy": moments.xy, "yy": moments.y.scatter}
 
-    def moved(pair, old):
+    def moved(pair: Any, old: Any) -> Norms:
         a, b = pair
         s, t, cross = shifts[a], shifts[b], crosses[pair]
         s2, t2 = jnp.sum(s**2), jnp.sum(t**2)
@@ -314,17 +316,17 @@ def _moved_norms(moments, x_shift, y_shift):
             b=old.b + 2 * s_cross + t * (squares[a] + moments.count * s2),
         )
 
-    return {pair: moved(pair, old) for pair, old in moments.norms.items()}
+    return {pair: moved(pair, old) for pair, old in (moments.norms or {}).items()}
 
 
-def _block_moments(x, y, count):
+def _block_moments(x: Array, y: Array, count: Array) -> Moments:
     """One fold's moments, as far as norms need them, of deviations from their own mean."""
 
-    def side(values):
+    def side(values: Array) -> Side:
         squares = jnp.sum(values**2, axis=0)
         return Side(jnp.zeros_like(squares), squares, squares, squares, _matmul(values.T, values))
 
-    def norms(a, b):
+    def norms(a: Any, b: Any) -> Norms:
         a2, b2 = jnp.sum(a**2, axis=1), jnp.sum(b**2, axis=1)
         return Norms(jnp.sum(a2 * b2), _matmul(b2, a), _matmul(a2, b))
 
@@ -332,7 +334,7 @@ def _block_moments(x, y, count):
     return Moments(count, side(x), side(y), _matmul(x.T, y), {pair: norms(*both) for pair, both in pairs.items()})
 
 
-def _blocks(fold_ids, n_folds, largest=4096):
+def _blocks(fold_ids: Array, n_folds: int, largest: int = 4096) -> tuple[Array, Array, Array]:
     """Cuts samples into blocks of one fold each, with static shapes although the folds' sizes are not static.
 
     Returns the rows of each block `(blocks, size)`, which of them are real, and each block's fold `(blocks,)`. Samples with an

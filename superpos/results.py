@@ -10,7 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -81,8 +81,14 @@ class Run:
         write_json(self.path / "results.json", results)
         return read_json(self.path / "results.json")
 
-    def save(self, name: str, tree: Any) -> None:
+    def save(self, name: str, tree: Any, *, keep: int | None = None) -> None:
         """Saves a pytree of arrays as a checkpoint of this run, whole or not at all.
+
+        Args:
+            name: of the checkpoint.
+            tree: what it holds.
+            keep: how many checkpoints to keep, the last by name, this one among them; by default all. Others go when this one
+                is whole.
 
         Raises:
             OSError: it could not be written: a full disk, for example.
@@ -92,13 +98,13 @@ class Run:
 
         self.claim()
         # Leaves go by number: names may be alike, and containers sort them in their own ways.
-        found = [(path, np.asarray(leaf)) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)]
-        leaves = [leaf for _, leaf in found]
+        arrays = [(path, np.asarray(leaf)) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)]
+        leaves = [leaf for _, leaf in arrays]
         seal = {
             "run": self._described(),
             "name": name,
             "sha256": digest(leaves),
-            "leaves": [[_plain_path(path), str(leaf.dtype), list(leaf.shape)] for path, leaf in found],
+            "leaves": [[_plain_path(path), str(leaf.dtype), list(leaf.shape)] for path, leaf in arrays],
         }
         try:
             self._clear(name)  # what a killed run left of it
@@ -113,6 +119,9 @@ class Run:
                 f"Checkpoint {name} could not be saved in {self.path} ({reason}); what was saved before is kept, and the same "
                 "run goes on from there."
             ) from error
+        if keep is not None:
+            for superfluous in self.checkpoints()[:-keep]:
+                shutil.rmtree(self._checkpoint(superfluous), ignore_errors=True)
 
     def load(self, name: str, like: Any = None) -> Any | None:
         """The checkpoint `name`, None where there is none; `like` gives its structure, by default dicts and lists.
@@ -149,20 +158,16 @@ class Run:
     def checkpoints(self) -> list[str]:
         """Names of the checkpoints that were saved whole."""
         folder = self._checkpoint("")
-        return sorted(found.name for found in folder.iterdir() if self._saved(found)) if folder.is_dir() else []
-
-    def remove(self, name: str) -> None:
-        """Removes the checkpoint `name`, which a later one has made superfluous."""
-        shutil.rmtree(self._checkpoint(name), ignore_errors=True)
+        return sorted(part.name for part in folder.iterdir() if self._saved(part)) if folder.is_dir() else []
 
     @staticmethod
-    def _saved(folder):
+    def _saved(folder: Path) -> bool:
         from orbax.checkpoint.utils import is_checkpoint_finalized
 
         # A run that was killed while it saved leaves a temporary folder behind.
         return folder.is_dir() and is_checkpoint_finalized(folder)
 
-    def _checkpointer(self):
+    def _checkpointer(self) -> Any:
         import jax
         import orbax.checkpoint as ocp
 
@@ -177,27 +182,27 @@ class Run:
         )
         return ocp.Checkpointer(handler, multiprocessing_options=options)
 
-    def _clear(self, name):
+    def _clear(self, name: str) -> None:
         for part in self._checkpoint("").glob(f"{glob.escape(name)}.*"):
             shutil.rmtree(part, ignore_errors=True)
 
     @property
-    def _config_file(self):
+    def _config_file(self) -> Path:
         return self.path / "config.json"
 
-    def _described(self):
+    def _described(self) -> dict[str, Any]:
         return {"experiment": self.experiment, "config": self.config}
 
-    def _check_config(self):
-        found, mine = read_json(self._config_file), self._described()
-        if found == mine:
+    def _check_config(self) -> None:
+        theirs, mine = read_json(self._config_file), self._described()
+        if theirs == mine:
             return
-        there = found.get("config", {}) if isinstance(found, dict) else {}
+        there = theirs.get("config", {}) if isinstance(theirs, dict) else {}
         differing = [name for name in {**mine["config"], **there} if there.get(name) != mine["config"].get(name)]
-        where = f" ({', '.join(differing)})" if differing and found.get("experiment") == self.experiment else ""
+        where = f" ({', '.join(differing)})" if differing and theirs.get("experiment") == self.experiment else ""
         raise ValueError(f"workdir {self.path} holds a run with another configuration{where}: name another workdir.")
 
-    def _checkpoint(self, name):
+    def _checkpoint(self, name: str) -> Path:
         return (self.path / "checkpoints" / name).absolute()
 
 
@@ -248,11 +253,11 @@ def read_json(file: Path) -> Any:
 
 def digest(leaves: Iterable[np.ndarray]) -> str:
     """SHA-256 of arrays: their types, shapes and values."""
-    found = hashlib.sha256()
+    sha = hashlib.sha256()
     for leaf in leaves:
-        found.update(f"{leaf.dtype}{leaf.shape}".encode())
-        found.update(np.ascontiguousarray(leaf).tobytes())
-    return found.hexdigest()
+        sha.update(f"{leaf.dtype}{leaf.shape}".encode())
+        sha.update(np.ascontiguousarray(leaf).tobytes())
+    return sha.hexdigest()
 
 
 def fingerprint(jaxprs: Iterable[Any]) -> str:
@@ -261,12 +266,12 @@ def fingerprint(jaxprs: Iterable[Any]) -> str:
 
     config: Any = jax.config
     settings = [jax.__version__, config.jax_enable_x64, config.jax_threefry_partitionable]
-    found = hashlib.sha256(json.dumps(settings).encode())
+    sha = hashlib.sha256(json.dumps(settings).encode())
     for jaxpr in jaxprs:
-        found.update(re.sub(r"0x[0-9a-f]+", "", str(jaxpr)).encode())
+        sha.update(re.sub(r"0x[0-9a-f]+", "", str(jaxpr)).encode())
         for constant in _constants(jaxpr):
-            found.update(np.ascontiguousarray(raw(constant)[0]).tobytes())
-    return found.hexdigest()
+            sha.update(np.ascontiguousarray(raw(constant)[0]).tobytes())
+    return sha.hexdigest()
 
 
 def raw(tree: Any) -> tuple[Any, Callable[[Any], Any]]:
@@ -280,48 +285,49 @@ def raw(tree: Any) -> tuple[Any, Callable[[Any], Any]]:
     kinds = [jax.random.key_impl(leaf) if key else None for leaf, key in zip(leaves, typed, strict=True)]
     plain = [np.asarray(jax.random.key_data(leaf) if key else leaf) for leaf, key in zip(leaves, typed, strict=True)]
 
-    def wrap(tree):
-        found = zip(jax.tree.leaves(tree), kinds, strict=True)
-        return jax.tree.unflatten(
-            structure, [leaf if kind is None else jax.random.wrap_key_data(leaf, impl=kind) for leaf, kind in found]
-        )
+    def wrap(tree: Any) -> Any:
+        wrapped = [
+            leaf if kind is None else jax.random.wrap_key_data(leaf, impl=kind)
+            for leaf, kind in zip(jax.tree.leaves(tree), kinds, strict=True)
+        ]
+        return jax.tree.unflatten(structure, wrapped)
 
     return jax.tree.unflatten(structure, plain), wrap
 
 
-def _constants(found):
-    """Arrays that a jaxpr closes over, its inner ones too."""
+def _constants(part: Any) -> Iterator[Any]:
+    """Arrays that a jaxpr, or part of one, closes over, its inner ones too."""
     from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
-    if isinstance(found, ClosedJaxpr):
-        yield from found.consts
-        found = found.jaxpr
-    if isinstance(found, Jaxpr):
-        for equation in found.eqns:
+    if isinstance(part, ClosedJaxpr):
+        yield from part.consts
+        part = part.jaxpr
+    if isinstance(part, Jaxpr):
+        for equation in part.eqns:
             yield from (at.val for at in equation.invars if isinstance(at, Literal) and np.ndim(at.val))
             for parameter in equation.params.values():
                 yield from _constants(parameter)
-    elif isinstance(found, list | tuple):
-        for inner in found:
+    elif isinstance(part, list | tuple):
+        for inner in part:
             yield from _constants(inner)
 
 
-def _numbered(leaves):
+def _numbered(leaves: list[np.ndarray]) -> dict[str, np.ndarray]:
     """Leaves as a dict by number; Orbax takes neither empty arrays nor nothing at all."""
     return {str(i): leaf for i, leaf in enumerate(leaves) if leaf.size} or {"none": np.zeros(1)}
 
 
-def _plain_path(path):
+def _plain_path(path: Any) -> list[int | str]:
     """The keys of a leaf: numbers in sequences, text in everything else."""
     return [key.idx if hasattr(key, "idx") else str(getattr(key, "key", getattr(key, "name", key))) for key in path]
 
 
-def _nested(found):
+def _nested(leaves: list[Any]) -> Any:
     """Leaves by their keys, in dicts and lists."""
-    if len(found) == 1 and not found[0][0]:
-        return found[0][1]
+    if len(leaves) == 1 and not leaves[0][0]:
+        return leaves[0][1]
     groups: dict[Any, list[Any]] = {}
-    for (first, *rest), leaf in found:
+    for (first, *rest), leaf in leaves:
         groups.setdefault(first, []).append((rest, leaf))
     inner = {key: _nested(group) for key, group in groups.items()}
     return list(inner.values()) if inner and all(isinstance(key, int) for key in inner) else inner
@@ -334,7 +340,7 @@ def write_json(file: Path, content: Any) -> None:
     part.replace(file)
 
 
-def _finite(content, instead=lambda value: None):
+def _finite(content: Any, instead: Callable[[float], Any] = lambda value: None) -> Any:
     """The same with something instead of NaN and infinity, which JSON does not know."""
     if isinstance(content, dict):
         return {key: _finite(value, instead) for key, value in content.items()}

@@ -1,6 +1,7 @@
 """Inference of sparse features with a known dictionary: what a disentangler could read that knows the arrangement."""
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -57,7 +58,7 @@ def fista(
     units = jnp.maximum(units, 0) if rectified else units
     step = 1 / jnp.maximum(_largest_eigenvalue(linalg.matmul(arrangement.T, arrangement)) + ridge, 1e-30)
 
-    def improve(state, _):
+    def improve(state: Any, _: Any) -> tuple[Any, None]:
         z, ahead, t = state
         error = linalg.matmul(arrangement.T, ahead) - units
         error = jnp.where(silent, jnp.maximum(error, 0), error)
@@ -98,13 +99,13 @@ def omp(
 
 
 @partial(jax.jit, static_argnums=(2, 3))
-def _omp(y, arrangement, k, nonnegative):
+def _omp(y: Array, arrangement: Array, k: int, nonnegative: bool) -> Array:
     live = arrangements.feature_norms(arrangement) > 0
     directions = arrangements.directions(arrangement)
 
-    def one(target):
+    def one(target: Array) -> Array:
         # Gram-Schmidt over the chosen directions: `basis` is orthonormal, so the residual needs no solve in each round.
-        def join(state, i):
+        def join(state: Any, i: Array) -> tuple[Any, None]:
             residual, basis, chosen = state
             fit = linalg.matmul(directions, residual)
             fit = jnp.where(live & ~jnp.isin(jnp.arange(len(fit)), chosen), fit if nonnegative else jnp.abs(fit), -jnp.inf)
@@ -135,7 +136,7 @@ def _omp(y, arrangement, k, nonnegative):
 def _largest_eigenvalue(gram: Float[Array, "units units"]) -> Float[Array, ""]:
     """An upper bound that is tight to a percent: power iteration, with a margin."""
 
-    def step(v, _):
+    def step(v: Array, _: Any) -> tuple[Array, None]:
         v = linalg.matmul(gram, v)
         return v / jnp.maximum(jnp.linalg.norm(v), 1e-30), None
 
@@ -143,7 +144,7 @@ def _largest_eigenvalue(gram: Float[Array, "units units"]) -> Float[Array, ""]:
     return 1.02 * jnp.linalg.norm(linalg.matmul(gram, v))
 
 
-def _checked(y, arrangement):
+def _checked(y: ArrayLike, arrangement: ArrayLike) -> tuple[Array, Array]:
     """Both as arrays of floats, if they fit."""
     y, arrangement = (jnp.asarray(value, jnp.result_type(float, value)) for value in map(jnp.asarray, (y, arrangement)))
     if y.ndim != 2 or arrangement.ndim != 2 or y.shape[1] != arrangement.shape[1]:

@@ -7,7 +7,8 @@ tested against simulation.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -59,7 +60,7 @@ def population(a: Arrangement, b: Arrangement, covariance: Float[Array, "feature
     n = 1e6
     xx, xy, yy = covariances(a, b, covariance)
 
-    def side(scatter):
+    def side(scatter: Array) -> Side:
         squares = jnp.maximum(jnp.diagonal(scatter), 0)
         varies = jnp.where(squares > 0, 1.0, 0.0)
         parts = (jnp.zeros_like(squares), n * squares, -varies, varies, n * scatter)
@@ -200,7 +201,7 @@ def agreement_of_random(simulated: Float[np.ndarray, " pairs"], n_features: int,
     }
 
 
-def _expected(n_units, dimension, density):
+def _expected(n_units: Any, dimension: Any, density: Callable[..., Array]) -> Array:
     """∫ t(u) density(u) du over ranks u in 0..n_units, t(u) the cosine that is exceeded with probability u / n_units."""
     # u = n s², so that the end where cosines are large is resolved.
     s = (jnp.arange(4000) + 0.5) / 4000
@@ -209,16 +210,16 @@ def _expected(n_units, dimension, density):
     return jnp.sum(_cosine(s**2, dimension) * weights) / jnp.sum(weights)
 
 
-def _cosine(exceeded, dimension):
+def _cosine(exceeded: Array, dimension: Any) -> Array:
     """The value that a random cosine exceeds with a given probability, by bisection."""
 
-    def tail(t):
+    def tail(t: Array) -> Array:
         half = 0.5 * betainc((dimension - 1) / 2, 0.5, 1 - t**2)
         return jnp.where(t > 0, half, 1 - half)
 
     low, high = -jnp.ones_like(exceeded), jnp.ones_like(exceeded)
 
-    def halve(_, ends):
+    def halve(_: Any, ends: Any) -> tuple[Array, Array]:
         low, high = ends
         middle = (low + high) / 2
         larger = tail(middle) > exceeded
@@ -228,7 +229,7 @@ def _cosine(exceeded, dimension):
     return (low + high) / 2
 
 
-def _matched_density(u, n):
+def _matched_density(u: Array, n: Any) -> Array:
     """P(E E' > u), E and E' independent and n times Beta(1, n - 1): ∫ p(x) P(E' > u / x) dx on a grid that is even in log x."""
     x = n * jnp.exp(jnp.linspace(-14.0 - math.log(n), 0.0, 800))
     survives = jnp.maximum(1 - u[:, None] / (n * x), 0) ** (n - 1)
@@ -280,13 +281,13 @@ def phase_transition(compression: ArrayLike) -> Array:
     """
     compression = jnp.asarray(compression, jnp.result_type(float))
 
-    def curve(tau):
+    def curve(tau: Array) -> tuple[Array, Array]:
         density, tail = norm.pdf(tau), norm.cdf(-tau)
         excess = jnp.maximum(density - tau * tail, 0)
         share = excess / (tau + excess)
         return share, share * (1 + tau**2) + (1 - share) * ((1 + tau**2) * tail - tau * density)
 
-    def halve(_, ends):
+    def halve(_: Any, ends: Any) -> tuple[Array, Array]:
         low, high = ends
         middle = (low + high) / 2
         falls = curve(middle)[1] > compression  # δ falls from 1 at τ = 0
@@ -297,7 +298,7 @@ def phase_transition(compression: ArrayLike) -> Array:
     return jnp.where((compression >= 0) & (compression <= 1), curve((low + high) / 2)[0], jnp.nan)
 
 
-def _checked(a, b, covariance):
+def _checked(a: Any, b: Any, covariance: Any) -> tuple[Any, Any, Any]:
     """All three as arrays of floats, if they fit."""
     if hasattr(covariance, "joint"):
         raise ValueError("covariance must be an array, got a distribution of features: pass sp.features.covariance(features).")
@@ -320,7 +321,7 @@ def _checked(a, b, covariance):
     return a, b, covariance
 
 
-def _positive(n_units, dimension):
+def _positive(n_units: Any, dimension: Any) -> None:
     positive_integer("n_units", n_units)
     if not isinstance(dimension, jax.core.Tracer) and not dimension >= 1:
         raise ValueError(f"dimension must be at least 1, got {dimension}.")

@@ -1,6 +1,7 @@
 """Toy models of superposition."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -81,18 +82,18 @@ class ToyModel:
         return jnp.mean(self.importance * jnp.mean(error**2, axis=1)), {}
 
 
-def _check(name, array, size):
+def _check(name: str, array: Any, size: int) -> None:
     if jnp.shape(array)[-1:] != (size,):
         raise ValueError(f"{name} must be (n, {size}), got {jnp.shape(array)}.")
 
 
 @jax.custom_vjp
-def _matmul(a, b):
+def _matmul(a: Array, b: Array) -> Array:
     """`a @ b` of few rows and many columns. Autodiff would compute b's gradient transposed: on CPU up to ten times slower."""
     return a @ b
 
 
-def _matmul_backward(factors, gradient):
+def _matmul_backward(factors: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
     a, b = factors
     # The barrier keeps XLA from folding the transpose into the product.
     return gradient @ b.T, lax.optimization_barrier(a.T) @ gradient

@@ -68,6 +68,12 @@ def fit(
 
     Raises:
         ValueError: steps or batch_size is not positive.
+
+    >>> from superpos.toy import ToyModel
+    >>> model = ToyModel(n_features=3, n_hidden=2)
+    >>> params, history = fit(model, jax.random.key(0), lambda key, n: jax.random.uniform(key, (n, 3)), steps=5, batch_size=4)
+    >>> params["W"].shape, history["loss"].shape
+    ((3, 2), (5,))
     """
     for name, value in (("steps", steps), ("batch_size", batch_size)):
         if value < 1:
@@ -79,7 +85,7 @@ def fit(
         params = start(model, init_key, lambda: sample(jax.random.fold_in(data_key, 2**32 - 1), batch_size))
     tick = loop(steps)
 
-    def step(state, i):
+    def step(state: Any, i: Array) -> tuple[Any, dict[str, Array]]:
         batch = sample(jax.random.fold_in(data_key, i), batch_size)
         state, record = _update(model, optimizer, state, batch, jax.random.fold_in(loss_key, i), i)
         tick(i)
@@ -131,19 +137,20 @@ def fit_stream(
         ValueError: steps or save_every is not positive; devices that do not fit; batches that end early, differ in shape or
             hold NaN or infinity; a workdir of another run, or with a damaged checkpoint.
         OSError: a checkpoint could not be saved.
+
+    >>> from superpos import data
+    >>> from superpos.toy import ToyModel
+    >>> rows = np.random.default_rng(0).uniform(size=(40, 3)).astype(np.float32)
+    >>> model = ToyModel(n_features=3, n_hidden=2)
+    >>> batches = data.Batches(rows, 8)
+    >>> params, history = fit_stream(model, jax.random.key(0), batches, steps=5, devices=jax.local_devices()[:1])
+    >>> params["W"].shape, history["loss"].shape
+    ((3, 2), (5,))
     """
     from tqdm import tqdm
 
-    for name, value in (("steps", steps), ("save_every", save_every)):
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}.")
-    if isinstance(key, jax.core.Tracer):
-        raise ValueError("sp.fit_stream feeds a compiled step from the host: call it outside of jit and vmap, or use sp.fit.")
-    if getattr(batches, "ndim", 3) < 3:
-        raise ValueError("batches must give one batch after the other, got an array: use superpos.data.Batches(array, n).")
     devices = jax.local_devices() if devices is None else list(devices)
-    if not devices or len(set(devices)) < len(devices):
-        raise ValueError(f"devices must list at least one device, and none twice, got {devices}.")
+    _check_request(key, batches, steps, save_every, devices)
     stream = iter(batches(0) if callable(batches) else batches)
     first = _draw(stream, 0, steps)
     if len(first) % len(devices):
@@ -153,12 +160,12 @@ def fit_stream(
     split, whole = NamedSharding(mesh, PartitionSpec("devices")), NamedSharding(mesh, PartitionSpec())
     given, init_key, loss_key = jax.device_put((params, *jax.random.split(key, 3)[:2]), whole)
 
-    def begin(params, key, batch):
+    def begin(params: Any, key: Array, batch: Array) -> Any:
         params = start(model, key, lambda: batch) if params is None else params
         # Copies, because each step overwrites its state, and the caller's parameters are the caller's.
         return jax.tree.map(lambda leaf: jnp.array(leaf, leaf.dtype, copy=True), (params, optimizer.init(params)))
 
-    def step(state, key, batch, i):
+    def step(state: Any, key: Array, batch: Array, i: Array) -> tuple[Any, dict[str, Array]]:
         return _update(model, optimizer, state, batch, jax.random.fold_in(key, i), i)
 
     begun, struct = jax.make_jaxpr(begin, return_shape=True)(given, init_key, first)
@@ -179,24 +186,22 @@ def fit_stream(
     history = {name: np.zeros(steps, np.float32) for name in records}
     if run is not None and (saved := run.checkpoints()):
         plain, wrap = results.raw(state)
-        found = run.load(saved[-1], (plain, history, done))
-        state, done = jax.device_put(wrap(found[0]), whole), int(found[2])
-        history = {name: np.array(values) for name, values in found[1].items()}
+        last, records, done = run.load(saved[-1], (plain, history, done))
+        state, done = jax.device_put(wrap(last), whole), int(done)
+        history = {name: np.array(values) for name, values in records.items()}
         stream = iter(batches(done)) if callable(batches) else itertools.islice(stream, done - 1, None)
     running: collections.deque = collections.deque()  # numbers and records of steps that are not in the history yet
 
-    def settle(n_running=0):
-        done = [running.popleft() for _ in range(len(running) - n_running)]
+    def settle(n_running: int = 0) -> None:
+        finished = [running.popleft() for _ in range(len(running) - n_running)]
         # All at once: a transfer a step would cost an accelerator more than many a step.
-        for (i, _), record in zip(done, jax.device_get([record for _, record in done]), strict=True):
+        for (i, _), record in zip(finished, jax.device_get([record for _, record in finished]), strict=True):
             for name, value in record.items():
                 history[name][i] = value
 
-    def save(done):
+    def save(done: int) -> None:
         settle()
-        run.save(f"step-{done:012}", (results.raw(state)[0], history, done))
-        for name in run.checkpoints()[:-2]:
-            run.remove(name)
+        run.save(f"step-{done:012}", (results.raw(state)[0], history, done), keep=2)
 
     advance = jax.jit(step, donate_argnums=0, out_shardings=whole)
     progress = results.shows_progress(progress)
@@ -224,16 +229,29 @@ def fit_stream(
 _FETCHED = 100  # steps whose records `fit_stream` fetches at once
 
 
-def _draw(stream, number, steps, like=None):
+def _check_request(key: Any, batches: Any, steps: int, save_every: int, devices: Sequence[jax.Device]) -> None:
+    """Refuses what `fit_stream` cannot be asked for, before a batch is drawn."""
+    for name, value in (("steps", steps), ("save_every", save_every)):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}.")
+    if isinstance(key, jax.core.Tracer):
+        raise ValueError("sp.fit_stream feeds a compiled step from the host: call it outside of jit and vmap, or use sp.fit.")
+    if getattr(batches, "ndim", 3) < 3:
+        raise ValueError("batches must give one batch after the other, got an array: use superpos.data.Batches(array, n).")
+    if not devices or len(set(devices)) < len(devices):
+        raise ValueError(f"devices must list at least one device, and none twice, got {devices}.")
+
+
+def _draw(stream: Iterator[Any], number: int, steps: int, like: np.ndarray | None = None) -> np.ndarray:
     """The next batch."""
-    found = next(stream, None)
-    if found is None:
+    values = next(stream, None)
+    if values is None:
         raise ValueError(f"batches ended after {number} of {steps} steps.")
-    batch = np.array(found)  # a copy: an iterator may fill one array again while a device still reads it
+    batch = np.array(values)  # a copy: an iterator may fill one array again while a device still reads it
     if batch.ndim < 1 or batch.dtype.kind in "OUS":
-        raise ValueError(f"batches must give arrays of numbers with samples along the first axis, got {type(found).__name__}.")
+        raise ValueError(f"batches must give arrays of numbers with samples along the first axis, got {type(values).__name__}.")
     if like is not None and (batch.shape, batch.dtype) != (like.shape, like.dtype):
-        shapes = [f"{one.dtype}{list(one.shape)}" for one in (like, batch)]
+        shapes = [f"{array.dtype}{list(array.shape)}" for array in (like, batch)]
         raise ValueError(f"batches must all be alike: the first is {shapes[0]}, batch {number} {shapes[1]}.")
     if not np.isfinite(batch).all():
         raise ValueError(f"batch {number} holds {np.size(batch) - np.isfinite(batch).sum()} NaN or infinite values.")
@@ -279,14 +297,16 @@ def loop(steps: int) -> Callable[[Array], None]:
         return lambda i: None
     report, every = listener(steps), max(1, steps // 100)
 
-    def tick(i):
+    def tick(i: Array) -> None:
         due = ((i + 1) % every == 0) | (i + 1 == steps)
         lax.cond(due, lambda: jax.debug.callback(report, i + 1), lambda: None)
 
     return tick
 
 
-def _update(model, optimizer, state, batch, key, step):
+def _update(
+    model: Any, optimizer: optax.GradientTransformation, state: Any, batch: Any, key: Array, step: Array
+) -> tuple[Any, dict[str, Array]]:
     """One optimizer step: the state after it, and its scalars."""
     params, opt_state = state
     (loss, aux), grads = jax.value_and_grad(model.loss, has_aux=True)(params, batch, key=key, step=step)

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jaxtyping import Array
 
 from superpos.linalg import eigh, matmul, polar, svd
 from superpos.metrics.base import (
@@ -84,7 +85,7 @@ class CKA(Metric):
         return from_folds(folds, live)
 
     @staticmethod
-    def _unbiased(moments, pair, squared, size):
+    def _unbiased(moments: Any, pair: str, squared: Array, size: Any) -> Array:
         n = moments.count
         scale = jnp.sqrt(size[pair[0]] * size[pair[1]])[:, 0, 0] if pair == "xy" else size[pair[0]][:, 0, 0]
         # The two totals divided by their scale are 1.
@@ -211,7 +212,7 @@ class CCA(Metric):
         live = evidence.live()
         part = _masked(training(evidence), live)
 
-        def whiten(scatter):
+        def whiten(scatter: Array) -> tuple[Array, Array]:
             values, vectors = (leaf[..., ::-1] for leaf in eigh(scatter))  # largest first
             kept = values > values.size * jnp.finfo(values.dtype).eps * values[0]
             if self.variance < 1:
@@ -219,7 +220,7 @@ class CCA(Metric):
                 kept &= jnp.cumsum(values) - values < self.variance * jnp.sum(values)
             return jnp.where(kept, vectors / jnp.sqrt(jnp.where(kept, values, 1)), 0), jnp.sum(kept)
 
-        def solve(count, xx, xy, yy):
+        def solve(count: Array, xx: Any, xy: Array, yy: Any) -> tuple[Array, Array, Array, Array]:
             (x, x_rank), (y, y_rank) = whiten(xx), whiten(yy)
             u, correlations, vt = svd(matmul(x.T, xy, y))
             a, b = matmul(x, u), matmul(y, vt.T)
@@ -239,7 +240,7 @@ class CCA(Metric):
         a, b, weights, fitted_correlations = fitted
         moments = _masked(evidence)
 
-        def along(matrix, left, right):
+        def along(matrix: Any, left: Array, right: Array) -> Array:
             return jnp.sum(left * matmul(matrix, right), axis=1)
 
         spread = safe_sqrt(along(moments.x.scatter, a, a)) * safe_sqrt(along(moments.y.scatter, b, b))
@@ -288,7 +289,7 @@ class RSA(Metric):
         """The correlation of each held-out part."""
         del fitted
 
-        def one(fold):
+        def one(fold: Array) -> Any:
             x, y, valid = evidence.held_out(fold)
             valid &= _varies(x, evidence.source) & _varies(y, evidence.target)
             x, y = _patterns(x, evidence.source, valid), _patterns(y, evidence.target, valid)
@@ -303,26 +304,26 @@ class RSA(Metric):
         return from_folds(folds, (evidence.source, evidence.target), {"n_stimuli": n_stimuli})
 
 
-def _varies(values, live):
+def _varies(values: Array, live: Array) -> Array:
     low = jnp.min(jnp.where(live, values, jnp.inf), axis=1)
     return jnp.max(jnp.where(live, values, -jnp.inf), axis=1) > low
 
 
-def _patterns(values, live, valid):
+def _patterns(values: Array, live: Array, valid: Array) -> Array:
     """Rows centred over live units and scaled to norm 1; 0 where not valid."""
     centred = jnp.where(live, values - jnp.sum(values, axis=1, keepdims=True) / jnp.maximum(jnp.sum(live), 1), 0)
     norms = jnp.linalg.norm(centred, axis=1, keepdims=True)
     return jnp.where(valid[:, None], centred / jnp.where(valid[:, None], norms, 1), 0)
 
 
-def _two_pass(x, y, valid):
+def _two_pass(x: Array, y: Array, valid: Array) -> Array:
     """Pearson correlation of two similarity matrices over i ≠ j from sums over samples; rows have norm 1."""
     n = jnp.sum(valid).astype(x.dtype)
     means = [jnp.sum(v, axis=0) / n for v in (x, y)]
     centred = [jnp.where(valid[:, None], v - mean, 0) for v, mean in zip((x, y), means, strict=True)]
     mu = [(n * n * jnp.sum(mean**2) - n) / (n * (n - 1)) for mean in means]  # mean similarity of a pair
 
-    def covariance(i, j):
+    def covariance(i: int, j: int) -> Array:
         scatter = matmul(centred[i].T, centred[j])
         between = n * n * (jnp.sum(means[i] ** 2) - mu[i]) * (jnp.sum(means[j] ** 2) - mu[j])
         shared = 2 * n * jnp.sum(means[i] * matmul(scatter, means[j]))
@@ -331,12 +332,12 @@ def _two_pass(x, y, valid):
     return safe_divide(covariance(0, 1), safe_sqrt(covariance(0, 0)) * safe_sqrt(covariance(1, 1)))
 
 
-def _pairwise(x, y, valid):
+def _pairwise(x: Array, y: Array, valid: Array) -> Array:
     """The same through the similarity matrices."""
     pairs = valid[:, None] & valid & ~jnp.eye(len(valid), dtype=bool)
     count = jnp.sum(pairs, dtype=x.dtype)
 
-    def centred(values):
+    def centred(values: Array) -> Array:
         similarity = matmul(values, values.T)
         return jnp.where(pairs, similarity - jnp.sum(jnp.where(pairs, similarity, 0)) / count, 0)
 
@@ -344,7 +345,7 @@ def _pairwise(x, y, valid):
     return safe_divide(jnp.sum(a * b), jnp.linalg.norm(a) * jnp.linalg.norm(b))
 
 
-def _rank_correlation(kind, x, y, valid):
+def _rank_correlation(kind: str, x: Array, y: Array, valid: Array) -> Array:
     """Spearman's or Kendall's correlation of two dissimilarity matrices over pairs of stimuli."""
     row, col = jnp.triu_indices(len(valid), 1)
     there = valid[row] & valid[col]
@@ -353,7 +354,7 @@ def _rank_correlation(kind, x, y, valid):
         return kendall_tau(a, b, there)
     count = jnp.sum(there, dtype=x.dtype)
 
-    def ranks(values):
+    def ranks(values: Array) -> Array:
         ordered = jnp.sort(values)
         low, high = (jnp.searchsorted(ordered, values, side, method="sort") for side in ("left", "right"))
         rank = (low + high).astype(x.dtype) / 2
@@ -375,7 +376,7 @@ def kendall_tau(a: Any, b: Any, there: Any) -> Any:
     a, b, there = a[order], b[order], there[order]
     dtype = a.dtype
 
-    def ties(*columns):
+    def ties(*columns: Array) -> Array:
         """Number of pairs that agree, of sorted columns."""
         new = jnp.concatenate([jnp.ones(1, bool), jnp.any(jnp.stack([c[1:] != c[:-1] for c in columns]), axis=0)])
         position = jnp.arange(n) - lax.cummax(jnp.where(new, jnp.arange(n), 0))
@@ -386,7 +387,7 @@ def kendall_tau(a: Any, b: Any, there: Any) -> Any:
     rank = jnp.searchsorted(jnp.sort(b), b, method="sort").astype(jnp.int32)
     n_bits = max(1, (n - 1).bit_length())
 
-    def one_bit(level, state):
+    def one_bit(level: Any, state: Any) -> tuple[Any, ...]:
         rank, there, start, discordant = state
         bit = (rank >> (n_bits - 1 - level)) & 1
         ones = jnp.cumsum(bit) - bit
@@ -442,13 +443,13 @@ class MutualKNN(Metric):
         if self.k >= evidence.largest_fold:
             raise ValueError(f"mutual_knn with k={self.k} needs folds of more samples, got at most {evidence.largest_fold}.")
 
-        def one(fold):
+        def one(fold: Array) -> Any:
             x, y, valid = evidence.held_out(fold)
             valid &= jnp.any(x != 0, axis=1) & jnp.any(y != 0, axis=1)
             sides = [v / jnp.maximum(jnp.linalg.norm(v, axis=1, keepdims=True), jnp.finfo(v.dtype).tiny) for v in (x, y)]
 
-            def of_row(i):
-                def nearest(values):
+            def of_row(i: Array) -> Array:
+                def nearest(values: Array) -> Array:
                     similarity = jnp.where(valid, matmul(values, values[i]), -jnp.inf).at[i].set(-jnp.inf)
                     return lax.top_k(similarity, self.k)[1]
 
@@ -497,7 +498,7 @@ def _masked(moments: Moments, live: Any = None) -> Moments:
     """Moments with zeros for masked units."""
     source, target = moments.live() if live is None else live
 
-    def side(old, mask):
+    def side(old: Any, mask: Array) -> Any:
         scatter = None if old.scatter is None else jnp.where(mask[:, None] & mask, old.scatter, 0)
         return dataclasses.replace(old, squares=jnp.where(mask, old.squares, 0), scatter=scatter)
 

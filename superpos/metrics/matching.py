@@ -127,7 +127,7 @@ class SoftMatchDistance(Metric):
         squared = jnp.sum(jnp.where(plan > 0, plan * self._cost(evidence), 0), axis=(1, 2))
         return from_folds(safe_sqrt(squared), evidence.live(), {"plan": plan, "gap": gap})
 
-    def _cost(self, moments):
+    def _cost(self, moments: Moments) -> Array:
         if self.normalise:
             return 2 - 2 * correlations(moments)
         squares = moments.x.squares[:, :, None] + moments.y.squares[:, None, :] - 2 * moments.xy
@@ -169,11 +169,11 @@ class PartialSoftMatch(Metric):
         """The transport plan, the mass it moves, and its duality gap."""
         masks = evidence.live()
 
-        def solve(r, mass):
+        def solve(r: Array, mass: Any) -> tuple[Array, Array, Array]:
             solved, moved = transport.partial(-r, *masks, mass)
             return solved.plan, moved, solved.gap
 
-        def one(r):
+        def one(r: Array) -> Any:
             if self.mass is not None:
                 return solve(r, self.mass)
             masses = jnp.arange(1, 21) / 20
@@ -206,11 +206,11 @@ class PartialSoftMatch(Metric):
         return super().weigh(score, weights * score.details["target_mass"])
 
 
-def _with_partner(moments, partner):
+def _with_partner(moments: Moments, partner: Array) -> Array:
     return jnp.take_along_axis(correlations(moments), partner[:, None, :], axis=1)[:, 0]
 
 
-def _transport(cost, evidence):
+def _transport(cost: Array, evidence: Moments) -> tuple[Array, Array]:
     """The optimal plan of each fold between uniform masses on live units, and its duality gap."""
     masses = transport.uniform_masses(*evidence.live())
     solved = jax.vmap(lambda c: transport.exact(c, *masses))(cost)

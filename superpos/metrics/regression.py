@@ -9,11 +9,13 @@ n_target)`, and `intercept`, `(folds, n_target)`, in the units of the data.
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jaxtyping import Array
 
 from superpos.linalg import eigh, matmul, nnls
 from superpos.metrics.base import Metric, Samples, Score, from_units, positive_integer, safe_divide, safe_sqrt
@@ -76,11 +78,11 @@ class Regression(Metric):
         data = blocks(samples.x, samples.y, jnp.where(inside, samples.fold_ids, -1))
         folds = jnp.arange(n_folds)
 
-        def predict(x, weights, intercept):
+        def predict(x: Array, weights: Array, intercept: Array) -> Array:
             """By every fold's map, `(folds, size, n_target)`."""
             return jax.vmap(lambda w, b: matmul(x, w) + b)(weights, intercept)
 
-        def residuals(sums, block):
+        def residuals(sums: Any, block: Any) -> tuple[Any, None]:
             x, y, ids = block
             x = x - centre
             part = ((ids >= 0) & ((ids != folds[:, None]) | (n_folds == 1))).astype(x.dtype)
@@ -103,7 +105,7 @@ class Regression(Metric):
         weights = weights + step
         about = about + rest / count[:, None] - jnp.einsum("fs,fst->ft", x_mean, step, precision=lax.Precision.HIGHEST)
 
-        def own(_, block):
+        def own(_: Any, block: Any) -> tuple[None, Array]:
             x, _, ids = block
             x, predicted = x - centre, jnp.zeros((len(ids), about.shape[1]), about.dtype)
             for fold in range(n_folds):
@@ -154,14 +156,14 @@ def held_out_by_map(weights: Any, intercept: Any, fold: Any) -> tuple[_HeldOut, 
     return _HeldOut(cross, variance, fold.y.squares, fold.count), shift
 
 
-def _held_out_by_predictions(predictions, samples):
+def _held_out_by_predictions(predictions: Array, samples: Samples) -> tuple[_HeldOut, Array]:
     folds = jnp.arange(samples.n_folds)
     data = blocks(predictions, samples.y, jnp.where(samples.fold_ids < samples.n_folds, samples.fold_ids, -1))
 
-    def total(function, n_sums):
+    def total(function: Callable[..., Any], n_sums: int) -> list[Array]:
         """Sums over each fold of `function(predictions, responses, one-hot folds)` of a block, `(folds, n_target)` each."""
 
-        def add(sums, block):
+        def add(sums: Any, block: Any) -> tuple[list[Array], None]:
             p, y, ids = block
             here = (ids == folds[:, None]).astype(y.dtype)
             p, y = (jnp.where((ids >= 0)[:, None], values, 0) for values in (p, y))
@@ -173,11 +175,12 @@ def _held_out_by_predictions(predictions, samples):
     p, y, count = total(lambda p, y, _: (p, y, jnp.ones_like(y)), 3)
     p_mean, y_mean = p / jnp.maximum(count, 1), y / jnp.maximum(count, 1)
 
-    def deviations(p, y, here):
+    def deviations(p: Array, y: Array, here: Array) -> tuple[Array, Array, Array]:
         p, y = p - matmul(here.T, p_mean), y - matmul(here.T, y_mean)
         return p * y, p**2, y**2
 
-    return _HeldOut(*total(deviations, 3), count[:, 0]), y_mean - p_mean
+    cross, variance, squares = total(deviations, 3)
+    return _HeldOut(cross, variance, squares, count[:, 0]), y_mean - p_mean
 
 
 def blocks(*arrays: Any) -> tuple[Any, ...]:
@@ -186,7 +189,7 @@ def blocks(*arrays: Any) -> tuple[Any, ...]:
     size = min(n_samples, 2048)
     n_blocks = -(-n_samples // size)
 
-    def cut(values):
+    def cut(values: Array) -> Array:
         padding = [(0, n_blocks * size - n_samples)] + [(0, 0)] * (values.ndim - 1)
         fill = -1 if values.ndim == 1 else 0
         return jnp.pad(values, padding, constant_values=fill).reshape(n_blocks, size, *values.shape[1:])
@@ -239,7 +242,7 @@ class OLS(Regression):
         epsilon = jnp.finfo(part.xy.dtype).eps
         cutoff = max(4 * float(epsilon), (self.rcond or 0) ** 2)
 
-        def solve(scatter, cross):
+        def solve(scatter: Any, cross: Array) -> tuple[Any, ...]:
             scatter = jnp.where(source[:, None] & source, scatter, 0)
             cross = jnp.where(source[:, None], cross, 0)
             values, vectors = eigh(lax.stop_gradient(scatter))
@@ -322,12 +325,12 @@ class PLS(Regression):
         part = training(evidence)
         n_components = min(self.n_components, source.size)
 
-        def solve(scatter, cross):
+        def solve(scatter: Any, cross: Array) -> tuple[Any, ...]:
             scatter = jnp.where(source[:, None] & source, scatter, 0)
             cross = jnp.where(source[:, None] & target, cross, 0)
             smallest = 10 * jnp.finfo(cross.dtype).eps * jnp.linalg.norm(cross)
 
-            def component(rest, _):
+            def component(rest: Any, _: Any) -> tuple[Any, Any]:
                 scatter, cross = rest
                 direction = _leading(cross)
                 moved = matmul(scatter, direction)
@@ -343,7 +346,7 @@ class PLS(Regression):
             # Scores are products with the deflated source; rotations are what they are of the source itself.
             overlap = matmul(loadings, directions.T)  # upper triangular with a diagonal of ones
 
-            def rotate(rotations, i):
+            def rotate(rotations: Array, i: Array) -> tuple[Array, None]:
                 rotation = directions[i] - matmul(jnp.where(jnp.arange(n_components) < i, overlap[:, i], 0), rotations)
                 return rotations.at[i].set(rotation), None
 
@@ -354,7 +357,7 @@ class PLS(Regression):
         return linear(part, weights, n_components=used)
 
 
-def _leading(matrix):
+def _leading(matrix: Array) -> Array:
     """The first left singular vector: that of the smaller Gram matrix, and one power iteration to mend its rounding."""
     small, left = (matrix.T, True) if matrix.shape[0] > matrix.shape[1] else (matrix, False)
     vector = eigh(matmul(small, small.T))[1][:, -1]
@@ -364,7 +367,7 @@ def _leading(matrix):
     return vector / _norm(vector)
 
 
-def _norm(vector):
+def _norm(vector: Array) -> Array:
     norm = jnp.linalg.norm(vector)
     return jnp.where(norm > 0, norm, 1)
 

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jaxtyping import Array
 
 from superpos.linalg import eigh, matmul
 from superpos.metrics.base import Samples, safe_divide, safe_sqrt
@@ -92,19 +93,19 @@ class Ridge(Regression):
         solver = Solver(paths.basis, inverse, variance[:, :, None] * alpha[:, None])
         return linear(part, weights, solver, alpha=alpha if self.per_target else alpha[:, 0])
 
-    def _fit_samples(self, samples):
+    def _fit_samples(self, samples: Samples) -> Linear:
         n_folds, alphas = samples.n_folds, self._alphas(samples)
         constants = lax.stop_gradient(samples)
         inside = (samples.fold_ids >= 0) & (samples.fold_ids < n_folds)
         quality = jnp.zeros((len(alphas), n_folds, 0))
         if self._inner(n_folds):
 
-            def both(pair):
+            def both(pair: Any) -> list[Array]:
                 gram = _gram(constants, inside & (samples.fold_ids != pair[0]) & (samples.fold_ids != pair[1]))
                 path, scores = _gram_path(gram)
                 held_out = [samples.rows(fold) for fold in (pair[0], pair[1])]
 
-                def r2(alpha):
+                def r2(alpha: Array) -> Any:
                     coefficients = _solve(path, path.cross, alpha)
                     return [_r2(matmul(scores[rows], coefficients), gram.y[rows], valid) for rows, valid in held_out]
 
@@ -113,7 +114,7 @@ class Ridge(Regression):
             pairs = jnp.asarray(_inner_parts(n_folds)[1])
             quality = _outer(jax.tree.map(lambda leaf: jnp.swapaxes(leaf, 0, 1), lax.map(both, pairs)), n_folds)
 
-        def fit(predictions, inputs):
+        def fit(predictions: Array, inputs: Any) -> tuple[Array, tuple[Any, ...]]:
             fold, quality = inputs
             part = inside & ((samples.fold_ids != fold) | (n_folds == 1))
             gram = _gram(samples, part)
@@ -135,20 +136,20 @@ class Ridge(Regression):
         predictions, (alpha, weights, intercept, offset) = lax.scan(fit, jnp.zeros_like(samples.y), folds)
         return Linear(weights, intercept, predictions, {"alpha": alpha if self.per_target else alpha[:, 0]}, offset=offset)
 
-    def _inner(self, n_folds):
+    def _inner(self, n_folds: int) -> bool:
         return self.selection == "folds" and n_folds > 2
 
-    def _alphas(self, like):
+    def _alphas(self, like: Any) -> Array:
         return jnp.asarray(self.alphas, jax.tree.leaves(like)[0].dtype)
 
-    def _best(self, quality, target):
+    def _best(self, quality: Array, target: Array) -> Array:
         """Alpha `(n_target or 1,)` from its quality `(alphas, n_target)`, or `(alphas, 1)` where it is a sum already."""
         if not self.per_target and quality.shape[1] > 1:
             quality = jnp.sum(jnp.where(target, quality, 0), axis=1, keepdims=True)
         return jnp.asarray(self.alphas, quality.dtype)[jnp.argmax(quality, axis=0)]
 
 
-def _outer(inner, n_folds):
+def _outer(inner: Any, n_folds: int) -> Any:
     """Quality of each alpha in each fold, `(alphas, folds, n_target)`, from R² on the first and second fold of each pair.
 
     Leaving out folds f and g serves two selections: fold g is held out for outer fold f, and f for g.
@@ -158,7 +159,7 @@ def _outer(inner, n_folds):
     return sum(matmul(into.T, r2) for into, r2 in zip(outer, inner, strict=True))
 
 
-def _inner_parts(n_folds):
+def _inner_parts(n_folds: int) -> tuple[Any, Any]:
     """All pairs of folds, `(pairs, 2)`, and which folds are left without each, `(pairs, folds)`."""
     pairs = np.array(list(itertools.combinations(range(n_folds), 2)))
     kept = np.ones((len(pairs), n_folds), bool)
@@ -185,13 +186,13 @@ class _Path(NamedTuple):
     count: Any
 
 
-def _decompose(matrix):
+def _decompose(matrix: Array) -> tuple[Array, Array, Array]:
     values, vectors = eigh(matrix)
     kept = values > 4 * jnp.finfo(values.dtype).eps * values[-1]
     return jnp.where(kept, values, 0), kept, vectors
 
 
-def _path(part, source):
+def _path(part: Any, source: Array) -> _Path:
     part = lax.stop_gradient(part)
     inverse_std = jnp.where(source, safe_divide(jnp.ones_like(part.x.squares), jnp.sqrt(part.x.squares / part.count)), 0)
     values, kept, vectors = _decompose(part.x.scatter * inverse_std[:, None] * inverse_std)
@@ -199,12 +200,12 @@ def _path(part, source):
     return _Path(values, kept, basis, matmul(basis.T, part.xy), part.y.squares, part.count)
 
 
-def _solve(path, cross, alpha):
+def _solve(path: _Path, cross: Array, alpha: Array) -> Array:
     """Solutions in the eigenbasis, `(k, n_target)`."""
     return jnp.where(path.kept[:, None], cross / (path.values[:, None] + alpha), 0)
 
 
-def _refined(path, part, alpha):
+def _refined(path: _Path, part: Any, alpha: Array) -> Array:
     """Solutions in the units of the data, `(n_source, n_target)`; alpha is `(n_target or 1,)`.
 
     One step of iterative refinement, which mends rounding, and through which gradients flow: they are those of implicit
@@ -216,7 +217,7 @@ def _refined(path, part, alpha):
     return weights + matmul(path.basis, _solve(path, matmul(path.basis.T, rest), alpha))
 
 
-def _rotate(path, fold):
+def _rotate(path: _Path, fold: Any) -> Moments:
     """Moments whose source units are the eigenvectors."""
     side = dataclasses.replace(
         fold.x, mean=matmul(path.basis.T, fold.x.mean), scatter=matmul(path.basis.T, fold.x.scatter, path.basis)
@@ -224,19 +225,19 @@ def _rotate(path, fold):
     return dataclasses.replace(fold, x=side, xy=matmul(path.basis.T, fold.xy))
 
 
-def _inner_r2(alpha, path, fitted_on, sides):
+def _inner_r2(alpha: Array, path: _Path, fitted_on: Moments, sides: Any) -> list[Array]:
     """R² of one alpha on both folds of a pair that the path is not fitted on."""
     coefficients = _solve(path, path.cross, alpha)
     intercept = fitted_on.y.mean - matmul(fitted_on.x.mean, coefficients)
 
-    def r2(fold):
+    def r2(fold: Moments) -> Any:
         held_out, shift = held_out_by_map(coefficients, intercept, fold)
         return held_out.r2(shift)
 
     return [r2(fold) for fold in sides]
 
 
-def _inner_total(alphas, target, path, fitted_on, fold):
+def _inner_total(alphas: Array, target: Array, path: _Path, fitted_on: Moments, fold: Any) -> Array:
     """The sum of `_inner_r2` of one fold over target units, but for a constant, of all alphas: `(alphas, 1)`.
 
     A solution is d ∘ c with d = 1 / (λ + α) and the path's cross c, so that one sum over targets serves all alphas: the
@@ -255,7 +256,7 @@ def _inner_total(alphas, target, path, fitted_on, fold):
     return (2 * matmul(inverse, linear_part) - quadratic_part)[:, None]
 
 
-def _gcv(alpha, path):
+def _gcv(alpha: Array, path: _Path) -> Array:
     """Minus the generalised cross-validation error of each target, over its variance: `(n_target,)`."""
     coefficients = _solve(path, path.cross, alpha)
     explained = jnp.sum(coefficients * (2 * path.cross - path.values[:, None] * coefficients), axis=0)
@@ -285,7 +286,7 @@ class _Gram(NamedTuple):
     y_mean: Any
 
 
-def _gram(samples, inside):
+def _gram(samples: Samples, inside: Array) -> _Gram:
     weight = inside[:, None]
     count = jnp.sum(inside, dtype=samples.x.dtype)
     x_mean, y_mean = (jnp.sum(jnp.where(weight, v, 0), axis=0) / count for v in (samples.x, samples.y))
@@ -298,7 +299,7 @@ def _gram(samples, inside):
     return _Gram(whole, jnp.where(weight, whole, 0), samples.y - y_mean, inside, part, x_mean, inverse_std, y_mean)
 
 
-def _gram_path(gram):
+def _gram_path(gram: _Gram) -> tuple[_Path, Array]:
     """The path in the basis of principal components, and every sample's scores on them, `(n, k)`."""
     values, kept, vectors = _decompose(gram.part)
     root = safe_sqrt(values)
@@ -309,7 +310,7 @@ def _gram_path(gram):
     return path, safe_divide(matmul(gram.all, vectors), root)
 
 
-def _r2(predicted, y, valid):
+def _r2(predicted: Array, y: Array, valid: Array) -> Array:
     """R² over valid rows, `(n_target,)`."""
     count = jnp.sum(valid)
     y, error = (jnp.where(valid[:, None], v, 0) for v in (y, y - predicted))
@@ -317,7 +318,7 @@ def _r2(predicted, y, valid):
     return 1 - safe_divide(jnp.sum(error**2, axis=0), jnp.sum(centred**2, axis=0))
 
 
-def _refined_dual(path, gram, alpha):
+def _refined_dual(path: _Path, gram: _Gram, alpha: Array) -> Array:
     """Weights of the part's samples, `(n, n_target)`, refined once as in the primal."""
     y = jnp.where(gram.inside[:, None], gram.y, 0)
     vectors = path.basis

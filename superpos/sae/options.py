@@ -22,9 +22,9 @@ COEFFICIENT = {"above_zero": False}  # numbers of at least 0; traced ones are no
 POSITIVE = {"above_zero": True}  # numbers above 0, likewise
 
 
-def choice(default: Any, *others: Any) -> Any:
-    """A static field that takes its default or one of the others."""
-    return dataclasses.field(default=default, metadata={**STATIC, "choices": (default, *others)})
+def choice(*choices: Any, default: Any = None) -> Any:
+    """A static field that takes one of these; by default the first."""
+    return dataclasses.field(default=choices[0] if default is None else default, metadata={**STATIC, "choices": choices})
 
 
 def check(model: Any) -> None:
@@ -109,8 +109,8 @@ class Inputs(Sizes):
         bias: b_dec starts at "zero", or at the geometric "median" of the data that `calibrate` is given; static.
     """
 
-    normalize: str = choice("scale", "none", "layer_norm")
-    bias: str = choice("median", "zero")
+    normalize: str = choice("none", "scale", "layer_norm", default="scale")
+    bias: str = choice("zero", "median", default="median")
 
     def _calibrated(self, params: Params, x: Array) -> Params:
         """The parameters with the scale of the inputs, and b_dec."""

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, Key
 
 from superpos.results import Run, read_json, shows_progress
-from superpos.sweeps.plan import Plan, read
+from superpos.sweeps.plan import Plan, Sizes, read
 from superpos.sweeps.processes import agree, together
 from superpos.sweeps.program import Bar, Program, free_memory
 from superpos.sweeps.table import Axis, Layout, Results
@@ -170,17 +170,19 @@ def load(workdir: str | os.PathLike) -> Results:
     return Results(layout, {name: stage.trees for name, stage in read(run, layout, config["stages"]).items()})
 
 
-def _compile(plan, limits, devices, bar, budget):
+def _compile(plan: Plan, limits: Any, devices: Any, bar: Any, budget: float) -> tuple[Program, Sizes, int]:
     """The program, with calls as large as the memory allows; the number of programs that were compiled to find out."""
-    smallest, measured = plan.sizes(1, 1, len(devices)), []
+    smallest = plan.sizes(1, 1, len(devices))
+    measured: list[tuple[float, float]] = []
+    share = 1.0
     for attempt in range(1, 5):
-        sizes = plan.sizes(*limits, len(devices))
+        sizes = plan.sizes(limits[0], limits[1], len(devices))
         program = Program(plan.branches(sizes), plan.shared, devices, bar)
         need = agree(program.memory, largest=True)
         if need <= budget or sizes == smallest:
             break
         # So much of the largest call fits: first as if memory were proportional to it, then by two points, at last the least.
-        measured.append((1.0 if not measured else share, need))
+        measured.append((share, need))
         if len(measured) == 1:
             share, whole = budget / need, (sizes.rows, math.prod(sizes.pairs))
         else:
@@ -198,7 +200,7 @@ def _compile(plan, limits, devices, bar, budget):
     return program, sizes, attempt
 
 
-def _keys(keys):
+def _keys(keys: Any) -> Any:
     """The keys as an array with a row a seed."""
     if isinstance(keys, list | tuple) and keys and all(isinstance(key, jax.Array) for key in keys):
         keys = jnp.stack(keys)
@@ -222,7 +224,7 @@ def _keys(keys):
     return array
 
 
-def _axes(grid, train):
+def _axes(grid: Any, train: Any) -> tuple[Axis, ...]:
     if not isinstance(grid, Mapping):
         raise ValueError(f"grid must map the names of settings to their values, got {type(grid).__name__}.")
     parameters = list(inspect.signature(train).parameters.values())
@@ -244,7 +246,7 @@ def _axes(grid, train):
             raise ValueError(f"grid[{name!r}] is empty: list at least one value.")
         values = [_plain(value) for value in values]
         numbers = all(isinstance(value, int | float | np.ndarray) and not isinstance(value, bool) for value in values)
-        array = np.asarray(values) if numbers and len({np.shape(value) for value in values}) == 1 else np.empty(0, object)
+        array: Any = np.asarray(values) if numbers and len({np.shape(value) for value in values}) == 1 else np.empty(0, object)
         array = array.astype(jnp.result_type(float)) if array.dtype.kind == "f" else None
         axis = Axis(name, tuple(values), array)
         scalars = [value for value in values if isinstance(value, bool | int | float | str)]
@@ -258,7 +260,7 @@ def _axes(grid, train):
     return tuple(axes)
 
 
-def _plain(value):
+def _plain(value: Any) -> Any:
     """A number as Python has it, in as few digits as its precision takes; an array as NumPy has it."""
     if isinstance(value, np.ndarray | np.generic | jax.Array):
         value = np.asarray(value)
@@ -267,7 +269,7 @@ def _plain(value):
     return value
 
 
-def _pairs(pairs, n_seeds):
+def _pairs(pairs: Any, n_seeds: int) -> np.ndarray | None:
     """The listed pairs `(n_pairs, 2)`, None for all ordered ones."""
     if isinstance(pairs, str):
         if pairs not in ("ordered", "unordered"):
@@ -286,7 +288,7 @@ def _pairs(pairs, n_seeds):
     return array
 
 
-def _warn(failed):
+def _warn(failed: Any) -> None:
     """Names the models with NaN or infinity."""
     if not failed:
         return

@@ -5,7 +5,7 @@ import inspect
 import itertools
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -74,7 +74,7 @@ class Stage:
     def fill(self, piece: Piece, tree: Tree) -> None:
         """Puts in what one call found."""
 
-        def put(into, found):
+        def put(into: Any, found: Any) -> None:
             into[piece.where] = found
 
         jax.tree.map(put, self.trees[piece.config], tree)
@@ -152,7 +152,7 @@ class Plan:
         self.keys, wrap_key = raw(keys)
         self.shared, wrap_shared = raw((data_key, eval_key))
 
-        def trainer(config):
+        def trainer(config: dict[str, Any]) -> Callable[..., Any]:
             return lambda key, point, shared: train(wrap_key(key), wrap_shared(shared)[0], **config, **point)
 
         key, point, shared = (
@@ -171,18 +171,21 @@ class Plan:
         if score is not None:
             self._add_scores(score, wrap_shared, point, shared)
 
-    def _add_scores(self, score, wrap_shared, point, shared):
+    def _add_scores(self, score: Any, wrap_shared: Any, point: Any, shared: Any) -> None:
         wanted = _named_parameters(score, [axis.name for axis in self.layout.axes])
 
-        def scorer(config):
-            def one(a, b, point, shared):
+        def scorer(config: dict[str, Any]) -> Callable[..., Any]:
+            def one(a: Any, b: Any, point: Any, shared: Any) -> Any:
                 point = {name: value for name, value in point.items() if name in wanted}
                 return score(a, b, wrap_shared(shared)[1], **config, **point)
 
             return one
 
         # Where models are alike and `score` asks for nothing that differs, one branch serves several settings.
-        self.scorers, self.scorer_of, known, traced = [], [], {}, []
+        self.scorers: list[Any] = []
+        self.scorer_of: list[int] = []
+        known: dict[str, int] = {}
+        traced: list[Any] = []
         for i, (config, struct) in enumerate(zip(self.configs, self.stages["train"].structs, strict=True)):
             asked = {name: value for name, value in config.items() if name in wanted}
             at = self.layout.index(i)
@@ -236,27 +239,29 @@ class Plan:
         key, point = _struct(self.keys[0]), _struct({name: array[0] for name, array in self.points.items()})
         for config, train in enumerate(self.trainers):
 
-            def call(inputs, shared, train=train):
+            def train_rows(inputs: Any, shared: Any, train: Any = train) -> Any:
                 return _each(lambda key, point: train(key, point, shared), *inputs)
 
             outputs = _batch(self.stages["train"].structs[config], sizes.rows)
-            branches.append(Branch(call, _batch((key, point), sizes.rows), outputs, 0, 0, runs["train"][config]))
+            branches.append(Branch(train_rows, _batch((key, point), sizes.rows), outputs, 0, 0, runs["train"][config]))
         if "score" not in self.stages:
             return branches
         for i, (score, state) in enumerate(self.scorers):
             if self.layout.pairs is not None:
 
-                def call(inputs, shared, score=score):
+                def score_listed(inputs: Any, shared: Any, score: Any = score) -> Any:
                     return _each(lambda a, b, point: score(a, b, point, shared), *inputs)
 
+                call: Any = score_listed
                 inputs, split_inputs = _batch((state, state, point), sizes.pairs[0]), 0
             else:
 
-                def call(inputs, shared, score=score):
+                def score_blocks(inputs: Any, shared: Any, score: Any = score) -> Any:
                     # Nested, so that what depends on one model only is computed once a model, not once a pair.
                     nested = jax.vmap(jax.vmap(score, (None, 0, None, None)), (0, None, None, None))
                     return jax.vmap(nested, (0, 0, 0, None))(*inputs, shared)
 
+                call = score_blocks
                 points, sources, targets = sizes.pairs
                 inputs = (_batch(state, points, sources), _batch(state, points, targets), _batch(point, points))
                 split_inputs = (0, 0, 0) if sizes.split == 0 else (1, None, None)
@@ -343,40 +348,40 @@ def _chunk(total: int, limit: float, multiple: int) -> int:
     return _round_up(math.ceil(total / parts), multiple)
 
 
-def _round_up(size, multiple):
+def _round_up(size: float, multiple: int) -> int:
     return math.ceil(size / multiple) * multiple
 
 
-def _each(function, *inputs):
+def _each(function: Callable[..., Any], *inputs: Any) -> Any:
     """The function of each along the first axis; of one alone not mapped, which compiles to faster code."""
     if len(jax.tree.leaves(inputs)[0]) > 1:
         return jax.vmap(function)(*inputs)
     return jax.tree.map(lambda leaf: leaf[None], function(*jax.tree.map(lambda leaf: leaf[0], inputs)))
 
 
-def _indices(ends, size):
+def _indices(ends: tuple[int, int], size: int) -> np.ndarray:
     """Indices first .. end - 1, the last repeated up to `size`."""
     return np.minimum(np.arange(ends[0], ends[0] + size), ends[1] - 1)
 
 
-def _take(tree, index):
+def _take(tree: Any, index: Any) -> Any:
     return jax.tree.map(lambda leaf: leaf[index], tree)
 
 
-def _struct(tree):
+def _struct(tree: Any) -> Any:
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
 
 
-def _batch(tree, *sizes):
+def _batch(tree: Any, *sizes: int) -> Any:
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((*sizes, *leaf.shape), leaf.dtype), tree)
 
 
-def _named_parameters(function, names):
+def _named_parameters(function: Callable[..., Any], names: Iterable[str]) -> set[str]:
     """Which of the names are parameters of a function, beyond its first three."""
     return set(list(inspect.signature(function).parameters)[3:]) & set(names)
 
 
-def _digest(tree):
+def _digest(tree: Any) -> str:
     digest = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         digest.update(f"{path_name(path)} {leaf.dtype} {leaf.shape}".encode())

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jaxtyping import Array
 
 from superpos import training
 from superpos.sweeps.processes import gather
@@ -61,11 +62,11 @@ class Program:
         ]
         bar.loops.clear()
 
-        def sweep(which, inputs, shared):
+        def sweep(which: Any, inputs: Any, shared: Any) -> Any:
             blank = [self._local_zeros(branch) for branch in self.branches]
 
-            def choice(i):
-                def run():
+            def choice(i: int) -> Callable[[], list[Any]]:
+                def run() -> list[Any]:
                     with training.listen(bar.listener(i)):
                         outputs = self.branches[i].call(inputs[i], shared)
                     return [*blank[:i], outputs, *blank[i + 1 :]]
@@ -100,11 +101,11 @@ class Program:
         self.bar.finish(which)
         return gather(outputs)
 
-    def _sharding(self, spec):
+    def _sharding(self, spec: Any) -> NamedSharding:
         return NamedSharding(self.mesh, spec)
 
-    def _local_zeros(self, branch):
-        def zeros(struct):
+    def _local_zeros(self, branch: Any) -> Any:
+        def zeros(struct: Any) -> Array:
             shape = list(struct.shape)
             shape[branch.split_outputs] //= self.mesh.size
             return jnp.zeros(shape, struct.dtype)
@@ -131,11 +132,11 @@ class Bar:
         if not self.active:
             return None
 
-        def listen(steps):
+        def listen(steps: int) -> Callable[[Any], None]:
             loop = [steps, 0]  # length, done
             self.loops.setdefault(branch, []).append(loop)
 
-            def report(done):
+            def report(done: Any) -> None:
                 # Devices report the same loop, and callbacks may arrive late.
                 self._advance(max(int(done) - loop[1], 0))
                 loop[1] = max(int(done), loop[1])
@@ -172,7 +173,7 @@ class Bar:
         if self.tqdm is not None:
             self.tqdm.close()
 
-    def _advance(self, steps):
+    def _advance(self, steps: int) -> None:
         if self.tqdm is not None:
             self.tqdm.update(steps)
 
@@ -193,22 +194,22 @@ def free_memory(devices: Sequence[jax.Device]) -> int:
     return max(1, free // 2)
 
 
-def _place(tree, shardings):
+def _place(tree: Any, shardings: Any) -> Any:
     """Host arrays on the devices, which may belong to several processes; `shardings` is a prefix of the tree."""
 
-    def put(sharding, part):
+    def put(sharding: Any, part: Any) -> Any:
         return jax.tree.map(lambda leaf: jax.make_array_from_callback(leaf.shape, sharding, lambda at: leaf[at]), part)
 
     return jax.tree.map(put, shardings, tree)
 
 
-def _spec(axis):
+def _spec(axis: int | None) -> PartitionSpec:
     return PartitionSpec() if axis is None else PartitionSpec(*[None] * axis, "devices")
 
 
-def _is_none(tree):
+def _is_none(tree: Any) -> bool:
     return tree is None
 
 
-def _is_spec(tree):
+def _is_spec(tree: Any) -> bool:
     return isinstance(tree, PartitionSpec)

@@ -45,7 +45,7 @@ class Axis:
         raise ValueError(f"{self.name} has the values {self.labels}, got {value!r}.")
 
 
-def _label(value):
+def _label(value: Any) -> Any:
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if hasattr(value, "__name__"):
@@ -218,7 +218,7 @@ class Results:
             raise ValueError("No leaf is a scalar at every point: see states, scores and load.")
         return scalars.to_dataframe().reset_index()
 
-    def _dataset(self, stage, sample):
+    def _dataset(self, stage: Any, sample: Any) -> Any:
         import xarray as xr
 
         layout = self.layout
@@ -229,11 +229,11 @@ class Results:
             coordinates |= {end: ("pair", layout.pairs[:, i]) for i, end in enumerate(("source", "target"))}
         else:
             coordinates |= {name: np.arange(layout.n_seeds) for name in sample}
-        leaves = {name: [tree.get(name) for tree in named] for name in named[0]}
+        columns: dict[str, Any] = {name: [tree.get(name) for tree in named] for name in named[0]}
         leaves = {
-            name: np.stack(found).reshape(*(len(axis.values) for axis in layout.unrolled), *found[0].shape)
-            for name, found in leaves.items()
-            if all(leaf is not None and leaf.shape == found[0].shape for leaf in found)
+            name: np.stack(column).reshape(*(len(axis.values) for axis in layout.unrolled), *column[0].shape)
+            for name, column in columns.items()
+            if all(leaf is not None and leaf.shape == column[0].shape for leaf in column)
         }
         own = {name: [f"{name}[{i}]" for i in range(leaf.ndim - len(given))] for name, leaf in leaves.items()}
         taken = {*given, *coordinates, *itertools.chain(*own.values())}
@@ -245,7 +245,7 @@ class Results:
         return xr.Dataset(variables, coordinates)
 
 
-def _coordinate(labels):
+def _coordinate(labels: Any) -> np.ndarray:
     """Labels of several kinds stay what they are."""
     alike = all(isinstance(label, str) for label in labels) or all(isinstance(label, bool) for label in labels)
     if alike or all(isinstance(label, int | float) and not isinstance(label, bool) for label in labels):
@@ -260,7 +260,7 @@ def path_name(path: Any) -> str:
     return jax.tree_util.keystr(path, simple=True, separator=".") or "value"
 
 
-def _named(tree):
+def _named(tree: Any) -> dict[str, Any]:
     named = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         name = path_name(path)
