@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
-from superpos.sweeps.study import Study
+from superpos.sweeps.plan import Plan
 
 import superpos as sp
 from superpos import moments as moments_lib
@@ -76,12 +76,12 @@ def sweep(size, devices):
         return sp.fit(toy, key, features.sample, data_key=data_key, steps=size["steps"], batch_size=32)[0]
 
     keys = jax.random.split(jax.random.key(0), 2 * len(devices))
-    study = Study(train, None, Layout((), len(keys), None), keys, jax.random.key(1), jax.random.key(2))
-    sizes = study.sizes(math.inf, math.inf, len(devices))
-    program = Program(study.branches(sizes), study.shared, devices, Bar(False, ""))
-    (piece,) = study.pieces(sizes)
+    plan = Plan(train, None, Layout((), len(keys), None), keys, jax.random.key(1), jax.random.key(2))
+    sizes = plan.sizes(math.inf, math.inf, len(devices))
+    program = Program(plan.branches(sizes), plan.shared, devices, Bar(False, ""))
+    (piece,) = plan.pieces(sizes)
     alone = jax.jit(train)(keys[3], jax.random.key(1))
-    difference = _difference(jax.tree.map(lambda leaf: leaf[3], study.do(piece, program, sizes)), alone)
+    difference = _difference(jax.tree.map(lambda leaf: leaf[3], plan.do(piece, program, sizes)), alone)
     return collectives(program.compiled), 0, difference
 
 
