@@ -6,6 +6,7 @@ import itertools
 import os
 import re
 import time
+import warnings
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -242,7 +243,10 @@ class Plan:
         fitted = time.perf_counter()
         cells = self._score(fits, None if folder is None else folder / "scores", options)
         seconds = {"views": fitted - started, "scores": time.perf_counter() - fitted}
-        return Comparison(self, fits, cells, seconds)
+        compared = Comparison(self, fits, cells, seconds)
+        for doubt in compared.doubts:
+            warnings.warn(doubt, RuntimeWarning, stacklevel=3)
+        return compared
 
     def _score(self, fits: list[dict[str, Fits]], folder: Path | None, options: dict[str, Any]) -> dict[Any, Any]:
         """Scores by label, pair and comparison, leaves (seeds, ...)."""

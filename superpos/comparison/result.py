@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -192,19 +192,31 @@ class Comparison:
                 row["n_excluded"] = int(corrected.details["n_excluded"])
         return rows
 
-    def describe(self) -> list[dict[str, Any]]:
-        """What the views are like on the scored samples: a row for each side and view that tells, mean over seeds."""
-        rows = []
+    def described(self) -> Iterator[tuple[str, str, dict[str, np.ndarray]]]:
+        """For each side and view that tells anything of itself: what it tells, of each seed."""
         for i, stack in enumerate(self.plan.stacks):
             for family in self.fits[i].values():
-                for view, values in family.described.items():
-                    for at, side in enumerate(stack.names):
-                        mine = {
-                            name: leaf.reshape(len(stack.names), family.n_seeds, -1)[at].mean() for name, leaf in values.items()
-                        }
-                        if mine:
-                            rows.append({"side": side, "view": view, **{name: float(value) for name, value in mine.items()}})
-        return rows
+                for (at, side), (view, values) in itertools.product(enumerate(stack.names), family.described.items()):
+                    n = len(stack.names)
+                    mine = {name: leaf.reshape(n, family.n_seeds, -1)[at, :, 0] for name, leaf in values.items()}
+                    if mine:
+                        yield side, view, mine
+
+    def describe(self) -> list[dict[str, Any]]:
+        """What the views are like on the scored samples: a row for each side and view that tells, mean over seeds."""
+        return [
+            {"side": side, "view": view, **{name: float(of_seeds.mean()) for name, of_seeds in mine.items()}}
+            for side, view, mine in self.described()
+        ]
+
+    @property
+    def doubts(self) -> list[str]:
+        """What gives reason to doubt the views, a sentence each, such as an ICA that has not converged."""
+        return [
+            f"{view} of {side}: {doubt}"
+            for side, view, mine in self.described()
+            for doubt in self.plan.view(side, view).doubts(mine)
+        ]
 
     def encode(self, side: str, view: str, seed: int = 0, x: ArrayLike | None = None) -> np.ndarray:
         """What a view reads in a side's scored samples, pooled as they were scored: `(samples, k)`.
