@@ -133,8 +133,8 @@ def finish(figure: Any, caption: str = "", legend: Sequence[Any] | None = None) 
     for axis in figure.axes:
         room = int(axis.get_position().width * width / _WIDTH / 1.15)
         for text in (axis.title, axis.xaxis.label):
-            lines = [textwrap.fill(line, max(room, 10), break_long_words=False) for line in text.get_text().splitlines()]
-            text.set_text("\n".join(lines))
+            wrapped = [textwrap.fill(line, max(room, 10), break_long_words=False) for line in text.get_text().splitlines()]
+            text.set_text("\n".join(wrapped))
 
 
 def save(figure: Any, path: str | PathLike) -> None:
