@@ -77,7 +77,7 @@ class ShapesAndTextures:
         return tuple(f"{shape}, {texture}" for shape in self.shapes for texture in self.textures)
 
     def sets(self, labels: Any) -> dict[str, tuple[Any, tuple[str, ...]]]:
-        """The sets of categories that classes `(n,)` are of, `class`, `shape` and `texture`: the category of each, and all names.
+        """The sets that classes `(n,)` belong to, `class`, `shape` and `texture`: the category of each, and the names of all.
 
         >>> ShapesAndTextures().sets(np.array([0, 4]))["texture"]
         (array([0, 1]), ('plain', 'stripes', 'checks'))
