@@ -292,7 +292,7 @@ def _read(name: str, side: Side, value: Any) -> _Source:
             f"{name} must be finite, but {where} holds {array.size - np.isfinite(array).sum()} NaN or infinite values."
         )
     names = side.names if value is side.x or path == _path(side.x) else None
-    hashes = side.hashes if value is side.x or path == _path(side.x) else None
+    hashes: Any = side.hashes if value is side.x or path == _path(side.x) else None
     position = None
     if told is not None:
         names = told["images"] if names is None else names
