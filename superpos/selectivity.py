@@ -284,8 +284,8 @@ def table(
         three seeds.
 
     >>> (row,) = table({"neuron": {"animal": np.ones((3, 2, 4, 5))}})
-    >>> row["set"], row["units"], row["n_units"], row["best"], row["best_ci95"], row["n_seeds"]
-    ('animal', 'neuron', 5, 1.0, [1.0, 1.0], 3)
+    >>> row["set"], row["units"], row["n_units"], float(row["best"]), row["n_seeds"]
+    ('animal', 'neuron', 5, 1.0, 3)
     """
     rows = []
     for name in dict.fromkeys(name for of_sets in d.values() for name in of_sets):
