@@ -13,11 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
-from superpos.sweeps.plan import Plan
 
 import superpos as sp
 from superpos import moments as moments_lib
 from superpos import training
+from superpos.sweeps.plan import Plan
 from superpos.sweeps.program import Bar, Program
 from superpos.sweeps.table import Layout
 
