@@ -224,7 +224,8 @@ def compute(config: ConfigDict, run: Run) -> dict[str, Any]:
     compared = planned.run(run.path / "comparison", chunk=config.chunk)
     compared.refuse_missing()
     rows = [command.renamed(row, pair="layer") for row in compared.over_units(config.minimum)]
-    differences = [command.renamed(row, pair="layer") for row in compared.differences(DIFFERENCES)]
+    tested = [pair for pair in DIFFERENCES if set(pair) <= set(planned.comparisons)]
+    differences = [command.renamed(row, pair="layer") for row in compared.differences(tested)]
     of_latents = [row for row in rows if row["comparison"] == "sae->site" and row["metric"] == planned.metrics[0].name]
     best = max(of_latents, key=lambda row: row["mean"])["layer"]
     latents, top = explain(config, compared, recording, best)

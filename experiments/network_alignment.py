@@ -23,7 +23,7 @@ from ml_collections import ConfigDict
 
 import superpos as sp
 from experiments import command
-from superpos import views
+from superpos import plotting, views
 from superpos.activations import Side
 from superpos.comparison import Plan, default_views
 from superpos.results import Run

@@ -292,7 +292,7 @@ def _read(name: str, side: Side, value: Any) -> _Source:
             f"{name} must be finite, but {where} holds {array.size - np.isfinite(array).sum()} NaN or infinite values."
         )
     names = side.names if value is side.x or path == _path(side.x) else None
-    hashes = side.hashes if value is side.x or path == _path(side.x) else None
+    hashes: Any = side.hashes if value is side.x or path == _path(side.x) else None
     position = None
     if told is not None:
         names = told["images"] if names is None else names
@@ -457,18 +457,17 @@ def _refuse_scored(
                 raise ValueError(f"{name}_train must hold images that are not scored, but {path} has {len(common)} that are.")
         common_rows = _in_both(sources[name].array[rows[name][scored]], others)
         if common_rows:
-            raise ValueError(f"{name}_train must hold samples that are not scored, but {common_rows} of its rows are.")
+            raise ValueError(f"{name}_train must hold samples that are not scored, but {common_rows} of its images are.")
 
 
 def _in_both(scored: np.ndarray, training: np.ndarray) -> int:
-    """How many rows are in both. Those that are scored more than once say nothing: silent units make rows alike.
+    """How many images are in both, where they are more than one in a hundred: silent or flat ones are alike by chance.
 
-    Neither do rows of which most values are the same few: they may be alike by chance.
+    So are images of values that are few.
     """
     some = scored.ravel()[:10_000]
-    if 2 * len(np.unique(some)) <= len(some):
+    if 2 * len(np.unique(some)) <= len(some) or scored.shape[1:] != training.shape[1:]:
         return 0
-    rows, others = (array.reshape(-1, array.shape[-1]) for array in (scored, training))
-    counts = Counter(row.tobytes() for row in np.ascontiguousarray(rows))
-    single = {row for row, count in counts.items() if count == 1}
-    return len(single.intersection(row.tobytes() for row in np.ascontiguousarray(others)))
+    images = {image.tobytes() for image in np.ascontiguousarray(scored)}
+    common = len(images.intersection(image.tobytes() for image in np.ascontiguousarray(training)))
+    return common if 100 * common > len(images) else 0

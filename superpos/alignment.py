@@ -56,7 +56,7 @@ def align(
             unknown metric; folds that are empty, or that a group straddles.
 
     >>> x = jax.random.normal(jax.random.key(0), (200, 5))
-    >>> round(float(align(x, x[:, ::-1] * 2, metrics="soft_match")["soft_match"].mean), 4)
+    >>> round(float(align(x, x[:, ::-1] * 2, metrics="cka")["cka"].mean), 4)
     1.0
     """
     resolved = metrics_lib.resolve(metrics)
@@ -91,6 +91,12 @@ def score(moments: Moments, metrics: Metrics = DEFAULT) -> dict[str, Score]:
 
     Raises:
         ValueError: an unknown metric, or one that reads moments that were not kept.
+
+    >>> x = jax.random.normal(jax.random.key(0), (30, 3))
+    >>> kept = moments_lib.init(3, 3, n_folds=2, reads=reads("cka"))
+    >>> kept = moments_lib.update(kept, x, 2 * x, jnp.arange(30) % 2)  # as many times as there are batches
+    >>> round(float(jax.jit(score, static_argnums=1)(kept, "cka")["cka"].mean), 4)
+    1.0
     """
     resolved = of_moments(metrics)
     holds = {"xx": moments.x.scatter, "yy": moments.y.scatter, "norms": moments.norms, "active": moments.active}

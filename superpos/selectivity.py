@@ -179,9 +179,9 @@ def halve(sets: Sets, seed: int) -> tuple[Int[np.ndarray, " half"], Int[np.ndarr
 
 def d_prime_of_halves(
     units: Float[Array, "images positions units"],
-    labels: Int[Array, " images"],
+    labels: Any,
     n_categories: int,
-    halves: Sequence[ArrayLike],
+    halves: Sequence[Any],
 ) -> Float[Array, "halves categories units"]:
     """d′ of each unit on each of two halves of the images, where each position of an image is a sample of its category.
 
@@ -201,7 +201,7 @@ def d_prime_of_halves(
     """
     n_positions, n_units = units.shape[1:]
 
-    def of(half: ArrayLike) -> Array:
+    def of(half: Any) -> Array:
         return d_prime(units[half].reshape(-1, n_units), labels[half].repeat(n_positions), n_categories)
 
     return jnp.stack([of(half) for half in halves])
@@ -284,8 +284,8 @@ def table(
         three seeds.
 
     >>> (row,) = table({"neuron": {"animal": np.ones((3, 2, 4, 5))}})
-    >>> row["set"], row["units"], row["n_units"], row["best"], row["best_ci95"], row["n_seeds"]
-    ('animal', 'neuron', 5, 1.0, [1.0, 1.0], 3)
+    >>> row["set"], row["units"], row["n_units"], float(row["best"]), row["n_seeds"]
+    ('animal', 'neuron', 5, 1.0, 3)
     """
     rows = []
     for name in dict.fromkeys(name for of_sets in d.values() for name in of_sets):
@@ -321,7 +321,9 @@ def curves(d: Mapping[str, Float[np.ndarray, "seeds halves categories units"]], 
 
 
 def most_driven(
-    halves: Float[Array, "halves categories units"], units: Float[Array, "images positions units"], n: int
+    halves: Float[Array | np.ndarray, "halves categories units"],
+    units: Float[Array | np.ndarray, "images positions units"],
+    n: int,
 ) -> tuple[Int[Array, " categories"], Float[Array, " categories"], Int[Array, "categories n"]]:
     """The most selective unit of each category, chosen on one half of the images, and what drives it in the other half.
 

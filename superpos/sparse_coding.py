@@ -103,7 +103,7 @@ def _omp(y: Array, arrangement: Array, k: int, nonnegative: bool) -> Array:
     live = arrangements.feature_norms(arrangement) > 0
     directions = arrangements.directions(arrangement)
 
-    def one(target: Array) -> Array:
+    def of_sample(target: Array) -> Array:
         # Gram-Schmidt over the chosen directions: `basis` is orthonormal, so the residual needs no solve in each round.
         def join(state: Any, i: Array) -> tuple[Any, None]:
             residual, basis, chosen = state
@@ -127,10 +127,10 @@ def _omp(y: Array, arrangement: Array, k: int, nonnegative: bool) -> Array:
         gram = linalg.matmul(rows, rows.T) + jnp.diag(jnp.where(chosen >= 0, 0.0, 1.0))
         weights = jnp.linalg.solve(gram, linalg.matmul(rows, target))
         weights = jnp.maximum(weights, 0) if nonnegative else weights
-        found = jnp.zeros(arrangement.shape[0], target.dtype).at[chosen].add(jnp.where(chosen >= 0, weights, 0))
-        return jnp.where(jnp.any(jnp.isnan(target)), jnp.nan, found)
+        code = jnp.zeros(arrangement.shape[0], target.dtype).at[chosen].add(jnp.where(chosen >= 0, weights, 0))
+        return jnp.where(jnp.any(jnp.isnan(target)), jnp.nan, code)
 
-    return lax.map(one, y, batch_size=1024)
+    return lax.map(of_sample, y, batch_size=1024)
 
 
 def _largest_eigenvalue(gram: Float[Array, "units units"]) -> Float[Array, ""]:

@@ -157,8 +157,8 @@ def jackknife(
             are negative or not finite, or all 0.
 
     >>> x = jax.random.normal(jax.random.key(0), (60, 3))
-    >>> scores = jackknife(x, x + 1, metrics="semi_match", folds=2, n_blocks=3)
-    >>> scores["semi_match"].replicates.shape
+    >>> scores = jackknife(x, x + 1, metrics="cka", folds=2, n_blocks=3)
+    >>> scores["cka"].replicates.shape
     (2, 3)
     """
     resolved = metrics_lib.resolve(metrics)

@@ -63,6 +63,10 @@ def align_stream(
             as in `sp.align`; an encoder that does not give rows of latents; while reading, NaN or infinity; after it, a
             side without a live unit, or on a scale whose squares float32 does not hold.
         FileNotFoundError: a path that is not there.
+
+    >>> x = np.random.default_rng(0).normal(size=(30, 3))
+    >>> round(float(align_stream(x, 2 * x, "cka", folds=2, batch_size=15)["cka"].mean), 4)
+    1.0
     """
     from tqdm import tqdm
 

@@ -21,9 +21,9 @@ from sklearn.linear_model import Lasso
 
 import superpos as sp
 from superpos.sae.archetypal import centroids
-from superpos.sae.base import top_k_mask
 from superpos.sae.batch_topk import largest_mask
 from superpos.sae.jumprelu import jump, step
+from superpos.sae.kernels import top_k_mask
 
 N, LATENTS, BATCH, K = 6, 12, 32, 3
 PENALTY, WEIGHT, BANDWIDTH, DEAD_AFTER, DEAD_K = 0.3, 0.4, 0.3, 4, 2

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import superpos as sp
-from superpos.sae.base import _by_passes, _by_ranks, sparse_linear
+from superpos.sae.kernels import _by_passes, _by_ranks, sparse_linear
 
 SAE = sp.sae.TopK(12, 600, 4, dead_after=1)
 

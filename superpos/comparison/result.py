@@ -1,6 +1,7 @@
 """What a comparison found: scores, and the intervals that they have."""
 
 import dataclasses
+import itertools
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple

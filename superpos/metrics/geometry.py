@@ -46,6 +46,13 @@ class CKA(Metric):
     Attributes:
         debiased: use the unbiased estimator.
         name: its key in the result.
+
+    >>> import superpos as sp
+    >>> metric = sp.metrics.CKA(debiased=True)
+    >>> x, y = jnp.zeros((30, 3)), jnp.zeros((30, 2))
+    >>> score = jax.eval_shape(lambda x, y: sp.align(x, y, metric), x, y)["cka"]  # traced alone, to be quick
+    >>> score.folds.shape
+    (5,)
     """
 
     debiased: bool = False
@@ -115,6 +122,13 @@ class Procrustes(Metric):
         name: its key in the result.
 
     Details: `rank`, `(folds,)`, of the isometry.
+
+    >>> import superpos as sp
+    >>> metric = sp.metrics.Procrustes(kind="bures")
+    >>> x, y = jnp.zeros((30, 3)), jnp.zeros((30, 2))
+    >>> score = jax.eval_shape(lambda x, y: sp.align(x, y, metric), x, y)["procrustes"]  # traced alone, to be quick
+    >>> score.folds.shape, sorted(score.details)
+    ((5,), ['rank'])
     """
 
     kind: Literal["similarity", "angular", "bures"] = "similarity"
@@ -183,6 +197,13 @@ class CCA(Metric):
 
     Raises:
         ValueError: fewer than one component, or a variance outside (0, 1].
+
+    >>> import superpos as sp
+    >>> metric = sp.metrics.CCA(variance=0.99)
+    >>> x, y = jnp.zeros((30, 3)), jnp.zeros((30, 2))
+    >>> score = jax.eval_shape(lambda x, y: sp.align(x, y, metric), x, y)["cca"]  # traced alone, to be quick
+    >>> score.folds.shape, sorted(score.details)
+    ((5,), ['correlations', 'fitted_correlations', 'weights'])
     """
 
     n_components: int | None = None
@@ -274,6 +295,13 @@ class RSA(Metric):
         name: its key in the result.
 
     Details: `n_stimuli`, `(folds,)`, those compared.
+
+    >>> import superpos as sp
+    >>> metric = sp.metrics.RSA(kind="spearman")
+    >>> x, y = jnp.zeros((30, 3)), jnp.zeros((30, 2))
+    >>> score = jax.eval_shape(lambda x, y: sp.align(x, y, metric), x, y)["rsa"]  # traced alone, to be quick
+    >>> score.folds.shape, sorted(score.details)
+    ((5,), ['n_stimuli'])
     """
 
     kind: Literal["pearson", "spearman", "kendall"] = "pearson"
@@ -289,7 +317,7 @@ class RSA(Metric):
         """The correlation of each held-out part."""
         del fitted
 
-        def one(fold: Array) -> Any:
+        def of_fold(fold: Array) -> Any:
             x, y, valid = evidence.held_out(fold)
             valid &= _varies(x, evidence.source) & _varies(y, evidence.target)
             x, y = _patterns(x, evidence.source, valid), _patterns(y, evidence.target, valid)
@@ -300,7 +328,7 @@ class RSA(Metric):
                 value = _rank_correlation(self.kind, x, y, valid)
             return jnp.where(jnp.sum(valid) > 2, value, jnp.nan), jnp.sum(valid)
 
-        folds, n_stimuli = lax.map(one, jnp.arange(evidence.n_folds))
+        folds, n_stimuli = lax.map(of_fold, jnp.arange(evidence.n_folds))
         return from_folds(folds, (evidence.source, evidence.target), {"n_stimuli": n_stimuli})
 
 
@@ -427,6 +455,13 @@ class MutualKNN(Metric):
 
     Raises:
         ValueError: k below 1, or no fold of more than k samples.
+
+    >>> import superpos as sp
+    >>> metric = sp.metrics.MutualKNN(k=3)
+    >>> x, y = jnp.zeros((30, 3)), jnp.zeros((30, 2))
+    >>> score = jax.eval_shape(lambda x, y: sp.align(x, y, metric), x, y)["mutual_knn"]  # traced alone, to be quick
+    >>> score.folds.shape
+    (5,)
     """
 
     k: int = 10
@@ -443,7 +478,7 @@ class MutualKNN(Metric):
         if self.k >= evidence.largest_fold:
             raise ValueError(f"mutual_knn with k={self.k} needs folds of more samples, got at most {evidence.largest_fold}.")
 
-        def one(fold: Array) -> Any:
+        def of_fold(fold: Array) -> Any:
             x, y, valid = evidence.held_out(fold)
             valid &= jnp.any(x != 0, axis=1) & jnp.any(y != 0, axis=1)
             sides = [v / jnp.maximum(jnp.linalg.norm(v, axis=1, keepdims=True), jnp.finfo(v.dtype).tiny) for v in (x, y)]
@@ -460,7 +495,7 @@ class MutualKNN(Metric):
             n = jnp.sum(valid)
             return jnp.where(n > self.k, jnp.sum(jnp.where(valid, shared, 0)) / (self.k * n), jnp.nan).astype(x.dtype)
 
-        folds = lax.map(one, jnp.arange(evidence.n_folds))
+        folds = lax.map(of_fold, jnp.arange(evidence.n_folds))
         return from_folds(folds, (evidence.source, evidence.target))
 
 
@@ -474,6 +509,13 @@ class Jaccard(Metric):
     and scaling them by positive factors; meant for non-negative, sparse units, as SAE latents are. Source: Jaccard 1901.
 
     Details: `partner`, `(folds, n_target)`, the source unit of the highest J.
+
+    >>> import superpos as sp
+    >>> metric = sp.metrics.Jaccard()
+    >>> x, y = jnp.zeros((30, 3)), jnp.zeros((30, 2))
+    >>> score = jax.eval_shape(lambda x, y: sp.align(x, y, metric), x, y)["jaccard"]  # traced alone, to be quick
+    >>> score.units.shape, sorted(score.details)
+    ((5, 2), ['partner'])
     """
 
     name: str = "jaccard"

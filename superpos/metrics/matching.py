@@ -25,6 +25,13 @@ class SemiMatch(Metric):
     may take the same source. Source: Li et al. 2015, "Convergent learning"; Longon, Klindt & Khosla, arXiv 2510.03186.
 
     Details: `partner`, `(folds, n_target)`, the source unit that each target takes.
+
+    >>> import superpos as sp
+    >>> metric = sp.metrics.SemiMatch()
+    >>> x, y = jnp.zeros((30, 3)), jnp.zeros((30, 2))
+    >>> score = jax.eval_shape(lambda x, y: sp.align(x, y, metric), x, y)["semi_match"]  # traced alone, to be quick
+    >>> score.units.shape, sorted(score.details)
+    ((5, 2), ['partner'])
     """
 
     name: str = "semi_match"
@@ -50,6 +57,13 @@ class PermutationMatch(Metric):
 
     Details: `partner`, `(folds, n_target)`, the source unit of each target, -1 where it has none; `gap`, `(folds,)`, the
     duality gap of the sum over pairs on the training part.
+
+    >>> import superpos as sp
+    >>> metric = sp.metrics.PermutationMatch()
+    >>> x, y = jnp.zeros((30, 3)), jnp.zeros((30, 2))
+    >>> score = jax.eval_shape(lambda x, y: sp.align(x, y, metric), x, y)["permutation_match"]  # traced alone, to be quick
+    >>> score.units.shape, sorted(score.details)
+    ((5, 2), ['gap', 'partner'])
     """
 
     name: str = "permutation_match"
@@ -79,6 +93,13 @@ class SoftMatch(Metric):
 
     Details: `plan`, `(folds, n_source, n_target)`; `gap`, `(folds,)`, the duality gap on the training part, which bounds
     how far the plan is from optimal.
+
+    >>> import superpos as sp
+    >>> metric = sp.metrics.SoftMatch()
+    >>> x, y = jnp.zeros((30, 3)), jnp.zeros((30, 2))
+    >>> score = jax.eval_shape(lambda x, y: sp.align(x, y, metric), x, y)["soft_match"]  # traced alone, to be quick
+    >>> score.units.shape, sorted(score.details)
+    ((5, 2), ['gap', 'plan'])
     """
 
     name: str = "soft_match"
@@ -110,6 +131,13 @@ class SoftMatchDistance(Metric):
         name: its key in the result.
 
     Details: `plan` and `gap` as in `SoftMatch`, the gap being that of d².
+
+    >>> import superpos as sp
+    >>> metric = sp.metrics.SoftMatchDistance()
+    >>> x, y = jnp.zeros((30, 3)), jnp.zeros((30, 2))
+    >>> score = jax.eval_shape(lambda x, y: sp.align(x, y, metric), x, y)["soft_match_distance"]  # traced alone, to be quick
+    >>> score.folds.shape, sorted(score.details)
+    ((5,), ['gap', 'plan'])
     """
 
     normalise: bool = True
@@ -155,6 +183,13 @@ class PartialSoftMatch(Metric):
 
     Raises:
         ValueError: a mass outside (0, 1].
+
+    >>> import superpos as sp
+    >>> metric = sp.metrics.PartialSoftMatch(mass=0.5)
+    >>> x, y = jnp.zeros((30, 3)), jnp.zeros((30, 2))
+    >>> score = jax.eval_shape(lambda x, y: sp.align(x, y, metric), x, y)["partial_soft_match"]  # traced alone, to be quick
+    >>> score.units.shape, sorted(score.details)
+    ((5, 2), ['gap', 'mass', 'plan', 'source_mass', 'target_mass'])
     """
 
     mass: float | None = None
@@ -173,7 +208,7 @@ class PartialSoftMatch(Metric):
             solved, moved = transport.partial(-r, *masks, mass)
             return solved.plan, moved, solved.gap
 
-        def one(r: Array) -> Any:
+        def of_fold(r: Array) -> Any:
             if self.mass is not None:
                 return solve(r, self.mass)
             masses = jnp.arange(1, 21) / 20
@@ -182,7 +217,7 @@ class PartialSoftMatch(Metric):
             chord = cost[0] + (cost[-1] - cost[0]) * (masses - masses[0]) / (masses[-1] - masses[0])
             return jax.tree.map(lambda leaf: leaf[jnp.argmax(chord - cost)], plans)
 
-        return jax.vmap(one)(lax.stop_gradient(correlations(training(evidence))))
+        return jax.vmap(of_fold)(lax.stop_gradient(correlations(training(evidence))))
 
     def evaluate(self, fitted: Any, evidence: Moments) -> Score:
         """The correlations that the plan pairs."""

@@ -23,6 +23,13 @@ class FeatureRecovery(Metric):
     Source: Longon, Klindt & Khosla, arXiv 2510.03186, feature recovery of the toy models.
 
     Details: `partner`, `(folds, n_features)`, the unit of the highest correlation.
+
+    >>> import superpos as sp
+    >>> metric = sp.metrics.FeatureRecovery()
+    >>> x, y = jnp.zeros((30, 3)), jnp.zeros((30, 2))
+    >>> score = jax.eval_shape(lambda x, y: sp.align(x, y, metric), x, y)["feature_recovery"]  # traced alone, to be quick
+    >>> score.units.shape, sorted(score.details)
+    ((5, 2), ['partner'])
     """
 
     name: str = "feature_recovery"
@@ -46,6 +53,13 @@ class MeanCorrelation(Metric):
         name: its key in the result.
 
     Details: `partner`, `(folds, n_features)`, the unit of each feature, -1 where it has none.
+
+    >>> import superpos as sp
+    >>> metric = sp.metrics.MeanCorrelation()
+    >>> x, y = jnp.zeros((30, 3)), jnp.zeros((30, 2))
+    >>> score = jax.eval_shape(lambda x, y: sp.align(x, y, metric), x, y)["mcc"]  # traced alone, to be quick
+    >>> score.units.shape, sorted(score.details)
+    ((5, 2), ['partner'])
     """
 
     signed: bool = False
@@ -71,6 +85,13 @@ class Uniqueness(Metric):
     Best is highest Pearson correlation, as in `FeatureRecovery`. The definition is ours.
 
     A unit's score is 1 or 0.
+
+    >>> import superpos as sp
+    >>> metric = sp.metrics.Uniqueness()
+    >>> x, y = jnp.zeros((30, 3)), jnp.zeros((30, 2))
+    >>> score = jax.eval_shape(lambda x, y: sp.align(x, y, metric), x, y)["uniqueness"]  # traced alone, to be quick
+    >>> score.units.shape, sorted(score.details)
+    ((5, 2), ['partner'])
     """
 
     name: str = "uniqueness"

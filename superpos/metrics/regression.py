@@ -222,6 +222,13 @@ class OLS(Regression):
 
     Raises:
         ValueError: an rcond outside [0, 1).
+
+    >>> import superpos as sp
+    >>> metric = sp.metrics.OLS()
+    >>> x, y = jnp.zeros((30, 3)), jnp.zeros((30, 2))
+    >>> score = jax.eval_shape(lambda x, y: sp.align(x, y, metric), x, y)["ols"]  # traced alone, to be quick
+    >>> score.units.shape, sorted(score.details)
+    ((5, 2), ['r2', 'rank'])
     """
 
     rcond: float | None = None
@@ -270,6 +277,13 @@ class NNLS(Regression):
         name: its key in the result.
 
     Details: `r2`; `used`, `(folds, n_target)`, number of positive weights.
+
+    >>> import superpos as sp
+    >>> metric = sp.metrics.NNLS()
+    >>> x, y = jnp.zeros((30, 3)), jnp.zeros((30, 2))
+    >>> score = jax.eval_shape(lambda x, y: sp.align(x, y, metric), x, y)["nnls"]  # traced alone, to be quick
+    >>> score.units.shape, sorted(score.details)
+    ((5, 2), ['r2', 'used'])
     """
 
     weights: bool = False
@@ -308,6 +322,13 @@ class PLS(Regression):
 
     Raises:
         ValueError: fewer than one component.
+
+    >>> import superpos as sp
+    >>> metric = sp.metrics.PLS(n_components=2)
+    >>> x, y = jnp.zeros((30, 3)), jnp.zeros((30, 2))
+    >>> score = jax.eval_shape(lambda x, y: sp.align(x, y, metric), x, y)["pls"]  # traced alone, to be quick
+    >>> score.units.shape, sorted(score.details)
+    ((5, 2), ['n_components', 'r2'])
     """
 
     n_components: int = 25

@@ -44,6 +44,13 @@ class Ridge(Regression):
 
     Raises:
         ValueError: no alpha, one that is not positive, or an unknown selection.
+
+    >>> import superpos as sp
+    >>> metric = sp.metrics.Ridge(per_target=True)
+    >>> x, y = jnp.zeros((30, 3)), jnp.zeros((30, 2))
+    >>> score = jax.eval_shape(lambda x, y: sp.align(x, y, metric), x, y)["ridge"]  # traced alone, to be quick
+    >>> score.units.shape, sorted(score.details)
+    ((5, 2), ['alpha', 'r2'])
     """
 
     alphas: tuple[float, ...] = tuple(float(alpha) for alpha in np.logspace(-8, 8, 17))

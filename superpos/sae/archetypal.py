@@ -36,6 +36,10 @@ class Archetypal(TopK):
 
     Raises:
         ValueError: fewer points than latents, or an option that this architecture does not have.
+
+    >>> sae = Archetypal(n_inputs=3, n_latents=6, k=2)
+    >>> sae.encode(sae.init(jax.random.key(0)), jax.numpy.ones((4, 3))).shape
+    (4, 6)
     """
 
     _: dataclasses.KW_ONLY

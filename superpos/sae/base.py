@@ -11,7 +11,6 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from superpos.sae.kernels import linear, mean_square, sparse_linear
-from superpos.sae.kernels import top_k_mask as top_k_mask
 from superpos.sae.options import STATIC, Encoder, Inputs, Params, WarmUp, check
 from superpos.sae.revival import Revival
 

@@ -28,6 +28,10 @@ class BatchTopK(TopK):
         k: mean number of active latents; may be traced.
 
     Params: those of `SparseAutoencoder`, and `"threshold": ()`.
+
+    >>> sae = BatchTopK(n_inputs=3, n_latents=6, k=2)
+    >>> sae.encode(sae.init(jax.random.key(0)), jax.numpy.ones((4, 3))).shape
+    (4, 6)
     """
 
     def calibrate(self, params: Params, x: Float[Array, "n inputs"]) -> Params:
@@ -78,7 +82,7 @@ def largest_mask(x: Float[Array, "units n"], count: ArrayLike) -> Bool[Array, "u
         return lax.while_loop(unfinished, halve, ends)
 
     def as_often_as_bits(*ends):
-        return lax.fori_loop(0, 8 * x.dtype.itemsize, lambda _, found: halve(found), ends)
+        return lax.fori_loop(0, 8 * x.dtype.itemsize, lambda _, ends: halve(ends), ends)
 
     # Ends meet as soon as exactly `count` entries lie above: about half of the passes that all bits would take. But an
     # accelerator's host would have to look after each of them.

@@ -29,6 +29,10 @@ class Gated(SparseAutoencoder):
         l1: coefficient of the penalty, in units of the normalised inputs.
 
     Params: those of `SparseAutoencoder`, with `"b_gate"`, `"r_mag"` and `"b_mag"`, each `(n_latents,)`, in place of `"b_enc"`.
+
+    >>> sae = Gated(n_inputs=3, n_latents=6, l1=0.1)
+    >>> sae.encode(sae.init(jax.random.key(0)), jax.numpy.ones((4, 3))).shape
+    (4, 6)
     """
 
     l1: ArrayLike = dataclasses.field(metadata=COEFFICIENT)

@@ -29,6 +29,10 @@ class JumpReLU(SparseAutoencoder):
         start: threshold to start from.
 
     Params: those of `SparseAutoencoder`, and `"log_threshold": (n_latents,)`.
+
+    >>> sae = JumpReLU(n_inputs=3, n_latents=6, l0=0.1)
+    >>> sae.encode(sae.init(jax.random.key(0)), jax.numpy.ones((4, 3))).shape
+    (4, 6)
     """
 
     l0: ArrayLike = dataclasses.field(metadata=COEFFICIENT)

@@ -34,6 +34,10 @@ class MatchingPursuit(SparseAutoencoder):
 
     Raises:
         ValueError: k is not in 1..n_latents, or an option that this architecture does not have.
+
+    >>> sae = MatchingPursuit(n_inputs=3, n_latents=6, k=2)
+    >>> sae.encode(sae.init(jax.random.key(0)), jax.numpy.ones((4, 3))).shape
+    (4, 6)
     """
 
     k: ArrayLike

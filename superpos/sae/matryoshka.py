@@ -28,6 +28,10 @@ class Matryoshka(BatchTopK):
 
     Raises:
         ValueError: sizes that do not rise from 1 or more to n_latents.
+
+    >>> sae = Matryoshka(n_inputs=3, n_latents=6, k=2)
+    >>> sae.encode(sae.init(jax.random.key(0)), jax.numpy.ones((4, 3))).shape
+    (4, 6)
     """
 
     _: dataclasses.KW_ONLY

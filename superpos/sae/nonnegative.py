@@ -35,6 +35,10 @@ class NonNegative(SparseAutoencoder):
 
     Raises:
         ValueError: an option that this architecture does not have.
+
+    >>> sae = NonNegative(n_inputs=3, n_latents=6, l1=0.1)
+    >>> sae.encode(sae.init(jax.random.key(0)), jax.numpy.ones((4, 3))).shape
+    (4, 6)
     """
 
     l1: ArrayLike = dataclasses.field(metadata=COEFFICIENT)

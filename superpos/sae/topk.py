@@ -43,6 +43,10 @@ class TopK(SparseAutoencoder):
 
     Raises:
         ValueError: k is not a whole number in 1..n_latents.
+
+    >>> sae = TopK(n_inputs=3, n_latents=6, k=2)
+    >>> sae.encode(sae.init(jax.random.key(0)), jax.numpy.ones((4, 3))).shape
+    (4, 6)
     """
 
     k: ArrayLike

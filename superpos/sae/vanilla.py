@@ -25,6 +25,10 @@ class Vanilla(SparseAutoencoder):
         l1: coefficient of the penalty, in units of the normalised inputs.
 
     See `SparseAutoencoder` for the options and parameters that all share.
+
+    >>> sae = Vanilla(n_inputs=3, n_latents=6, l1=0.1)
+    >>> sae.encode(sae.init(jax.random.key(0)), jax.numpy.ones((4, 3))).shape
+    (4, 6)
     """
 
     l1: ArrayLike = dataclasses.field(metadata=COEFFICIENT)

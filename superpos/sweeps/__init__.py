@@ -82,10 +82,10 @@ def sweep(
 
     >>> def train(key, data_key, scale, width):
     ...     return {"norm": jnp.linalg.norm(scale * jax.random.normal(key, (width,)))}
-    >>> found = sweep(train, {"scale": [0.5, 2.0], "width": [10, 1000]}, jax.random.split(jax.random.key(0), 16))
-    >>> dict(found.states["norm"].sizes), found.programs
+    >>> table = sweep(train, {"scale": [0.5, 2.0], "width": [10, 1000]}, jax.random.split(jax.random.key(0), 16))
+    >>> dict(table.states["norm"].sizes), table.programs
     ({'scale': 2, 'width': 2, 'seed': 16}, 1)
-    >>> round(float(found.states["norm"].sel(scale=2.0, width=1000).mean("seed")))
+    >>> round(float(table.states["norm"].sel(scale=2.0, width=1000).mean("seed")))
     63
     """
     started = time.perf_counter()
@@ -129,10 +129,10 @@ def sweep(
             bar.open([branch.runs for branch in program.branches])
             for stage in plan.stages:
                 for piece in plan.pieces(sizes, [stage]):
-                    found = plan.do(piece, program, sizes)
+                    outputs = plan.do(piece, program, sizes)
                     if workdir is not None:
-                        together(lambda: run.save(piece.name, found))  # noqa: B023
-                    plan.fill(piece, found)
+                        together(lambda: run.save(piece.name, outputs))  # noqa: B023
+                    plan.fill(piece, outputs)
                 if stage == "train" and first:
                     _warn(layout.failures(plan.stages["train"].trees))
         except jax.errors.JaxRuntimeError as error:
@@ -296,7 +296,7 @@ def _warn(failed: Any) -> None:
     for point in failed:
         settings = ", ".join(f"{name}={value}" for name, value in point.items() if name not in ("seed", "leaves"))
         seeds.setdefault(settings, []).append(str(point["seed"]))
-    named = [f"{settings or 'the sweep'} (seed {', '.join(found)})" for settings, found in seeds.items()]
+    named = [f"{settings or 'the sweep'} (seed {', '.join(names)})" for settings, names in seeds.items()]
     leaves = sorted({leaf for point in failed for leaf in point["leaves"]})
     more = f" and at {len(named) - 5} more points" if len(named) > 5 else ""
     warnings.warn(

@@ -74,8 +74,8 @@ class Stage:
     def fill(self, piece: Piece, tree: Tree) -> None:
         """Puts in what one call found."""
 
-        def put(into: Any, found: Any) -> None:
-            into[piece.where] = found
+        def put(into: Any, values: Any) -> None:
+            into[piece.where] = values
 
         jax.tree.map(put, self.trees[piece.config], tree)
         self.done[piece.config][piece.where] = True
@@ -91,12 +91,12 @@ class Stage:
         )
         if inside and piece.config < len(self.structs):
             struct = self.structs[piece.config]
-            found = load(struct)
+            tree = load(struct)
             shape = tuple(end - first for first, end in piece.block)
             shapes = [(*shape, *leaf.shape) for leaf in jax.tree.leaves(struct)]
-            alike = str(jax.tree.structure(found)) == str(jax.tree.structure(struct))
-            if alike and [leaf.shape for leaf in jax.tree.leaves(found)] == shapes:
-                self.fill(piece, found)
+            alike = str(jax.tree.structure(tree)) == str(jax.tree.structure(struct))
+            if alike and [leaf.shape for leaf in jax.tree.leaves(tree)] == shapes:
+                self.fill(piece, tree)
                 return
         raise ValueError(f"Checkpoint {piece.name} does not belong to this sweep: remove it, or name another workdir.")
 
@@ -109,7 +109,7 @@ def read(run: Run, layout: Layout, names: Sequence[str]) -> dict[str, Stage]:
     """
     # As nested dicts throughout, whatever containers there were: some have an order of their own.
     trees = {Piece.named(name): run.load(name) for name in run.checkpoints()}
-    found = {}
+    stages = {}
     for name in names:
         structs, first = [], (0,) * len(layout.shape(name))
         for config in range(len(layout.configs)):
@@ -123,8 +123,8 @@ def read(run: Run, layout: Layout, names: Sequence[str]) -> dict[str, Stage]:
                 stage.restore(piece, partial(lambda tree, like: tree, tree))
         if not all(done.all() for done in stage.done):
             raise ValueError(f"The sweep in {run.path} is not finished: run it again, it goes on where it stopped.")
-        found[name] = stage
-    return found
+        stages[name] = stage
+    return stages
 
 
 class Plan:
@@ -175,11 +175,11 @@ class Plan:
         wanted = _named_parameters(score, [axis.name for axis in self.layout.axes])
 
         def scorer(config: dict[str, Any]) -> Callable[..., Any]:
-            def one(a: Any, b: Any, point: Any, shared: Any) -> Any:
+            def scored(a: Any, b: Any, point: Any, shared: Any) -> Any:
                 point = {name: value for name, value in point.items() if name in wanted}
                 return score(a, b, wrap_shared(shared)[1], **config, **point)
 
-            return one
+            return scored
 
         # Where models are alike and `score` asks for nothing that differs, one branch serves several settings.
         self.scorers: list[Any] = []
@@ -303,9 +303,9 @@ class Plan:
         kept = tuple(slice(end - first) for first, end in piece.block)
         return jax.tree.map(lambda leaf: leaf[kept], outputs)
 
-    def fill(self, piece: Piece, found: Tree) -> None:
+    def fill(self, piece: Piece, outputs: Tree) -> None:
         """Keeps what one piece found."""
-        self.stages[piece.stage].fill(piece, found)
+        self.stages[piece.stage].fill(piece, outputs)
 
     def restore(self, run: Run) -> None:
         """Reads back what an earlier run of the same sweep finished.

@@ -21,8 +21,8 @@ def together(action: Callable[[], Any]) -> Any:
     if jax.process_index() == 0:
         try:
             done = action()
-        except (ValueError, OSError) as found:
-            error = found
+        except (ValueError, OSError) as raised:
+            error = raised
     text = broadcast(np.frombuffer(str(error or "").encode()[:_LONGEST].ljust(_LONGEST), np.uint8))
     if message := text.tobytes().decode(errors="ignore").strip():
         raise error or ValueError(message)

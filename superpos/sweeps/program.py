@@ -182,8 +182,8 @@ def free_memory(devices: Sequence[jax.Device]) -> int:
     """Bytes that this process may use on its devices: half of what is free on CPU, 80 % of it on an accelerator."""
     local = [device for device in devices if device.process_index == jax.process_index()]
     stats = [device.memory_stats() for device in local]
-    if all(found and "bytes_limit" in found for found in stats):
-        return int(0.8 * sum(found["bytes_limit"] - found.get("bytes_in_use", 0) for found in stats))
+    if all(device and "bytes_limit" in device for device in stats):
+        return int(0.8 * sum(device["bytes_limit"] - device.get("bytes_in_use", 0) for device in stats))
     import psutil
 
     free = psutil.virtual_memory().available

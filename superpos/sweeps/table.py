@@ -91,10 +91,10 @@ class Layout:
 
     def index(self, config: int, point: int = 0) -> dict[str, int]:
         """Which value of each setting a combination of unrolled ones and a point have."""
-        found = np.unravel_index(config, tuple(len(axis.values) for axis in self.unrolled))
+        settings = np.unravel_index(config, tuple(len(axis.values) for axis in self.unrolled))
         at = np.unravel_index(point, self.grid)
         names = [axis.name for axis in (*self.unrolled, *self.vmapped)]
-        return {name: int(i) for name, i in zip(names, (*found, *at), strict=True)}
+        return {name: int(i) for name, i in zip(names, (*settings, *at), strict=True)}
 
     def shape(self, stage: str) -> tuple[int, ...]:
         """Leading axes of what a stage finds: rows of point and seed; points and seeds of pairs, or rows of point and pair."""
@@ -111,15 +111,15 @@ class Layout:
 
     def failures(self, trees: Sequence[Tree]) -> list[dict[str, Any]]:
         """Models with NaN or infinity in what `train` returned: their settings, `seed` and `leaves`."""
-        found: dict[tuple[int, int], list[str]] = {}
+        failed: dict[tuple[int, int], list[str]] = {}
         for config, tree in enumerate(trees):
             for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
                 if jnp.issubdtype(leaf.dtype, jnp.inexact):
                     bad = ~np.isfinite(leaf).reshape(len(leaf), -1).all(axis=1)
                     for row in np.flatnonzero(bad).tolist():
-                        found.setdefault((config, row), []).append(path_name(path))
+                        failed.setdefault((config, row), []).append(path_name(path))
         failures = []
-        for (config, row), leaves in sorted(found.items()):
+        for (config, row), leaves in sorted(failed.items()):
             point, seed = divmod(row, self.n_seeds)
             at = self.index(config, point)
             failures.append({**{axis.name: axis.labels[at[axis.name]] for axis in self.axes}, "seed": seed, "leaves": leaves})

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from superpos.sae.base import top_k_mask
+from superpos.sae.kernels import top_k_mask
 from superpos.views.base import STATIC, Params, View, explained, keep_nan
 from superpos.views.pca import PCA
 

@@ -14,8 +14,8 @@ from jax import lax
 
 import superpos as sp
 from experiments.benchmark.accelerator.cards import best
-from superpos.sae.base import _by_passes, _by_ranks, top_k_mask
 from superpos.sae.batch_topk import largest_mask
+from superpos.sae.kernels import _by_passes, _by_ranks, top_k_mask
 
 SIZES: dict[str, Any] = {
     "full": {"inputs": 512, "latents": 16_384, "k": 32, "batch_size": 4096, "steps": 50},
