@@ -127,7 +127,8 @@ def train(config: ConfigDict, names: Sequence[str], key: Any, data_key: Any, n_h
         return read(config, names, state, z), z
 
     fits = fit_all(made, keys, units, n_hidden, data_key=data_keys)
-    state = {"toy": params, "views": fits, "toy_loss": history["loss"][-100:].mean()}
+    learned = {name: fit for name, fit in fits.items() if jax.tree.leaves(fit)}  # what a checkpoint keeps
+    state = {"toy": params, "views": learned, "toy_loss": history["loss"][-100:].mean()}
     return {**state, "recovery": comparison.recover_batches(encode, n_batches(config))}
 
 
@@ -135,7 +136,8 @@ def read(config: ConfigDict, names: Sequence[str], state: Any, z: Any) -> dict[s
     """What views read in the hidden units of one model that is shown features."""
     weights = state["toy"]["W"]
     hidden = toy(config, weights.shape[1]).encode(state["toy"], z)
-    return encode_all(views(config, names, weights), state["views"], hidden)
+    made = views(config, names, weights)
+    return encode_all(made, {**{name: {} for name in shared(made)}, **state["views"]}, hidden)
 
 
 def n_batches(config: ConfigDict) -> int:
