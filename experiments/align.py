@@ -18,7 +18,7 @@ import superpos as sp
 from experiments import command
 from superpos import plotting, views
 from superpos.activations import Side
-from superpos.comparison import Plan, default_views
+from superpos.comparison import Plan, default_views, ends
 from superpos.results import Run
 
 SIDES = ("source", "target")
@@ -52,7 +52,7 @@ def get_config() -> ConfigDict:
     config.n_folds = 5
     config.chunk = 1  # fits, and comparisons, in flight at once
     config.metrics = sp.alignment.DEFAULT
-    config.comparisons = COMPARISONS  # of views: any of neuron, sae, random_sae, signed_pca, ica
+    config.comparisons = COMPARISONS  # of views, by their names in sp.views.VIEWS
     config.sae = ConfigDict(
         {
             "architecture": "topk",  # of sp.sae
@@ -82,11 +82,12 @@ def plan(config: ConfigDict) -> Plan:
         )
         for side in SIDES
     }
+    named = [name for comparison in config.comparisons for name in ends(comparison)]
     with command.naming(config, split="train_fraction", folds="n_folds"):
         return Plan(
             sides,
             [SIDES],
-            default_views(views.SAE(**config.sae)),
+            default_views(views.SAE(**config.sae), named),
             config.comparisons,
             metrics=config.metrics,
             folds=config.n_folds,
