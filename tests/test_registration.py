@@ -58,7 +58,7 @@ def arrays(tmp_path):
 
 
 def test_a_metric_a_view_and_an_sae_are_taken_by_name(arrays, conduct, monkeypatch):
-    monkeypatch.setitem(registry.METRICS, "best_absolute", BestAbsolute())
+    monkeypatch.setitem(registry._REGISTERED, "best_absolute", BestAbsolute())
     monkeypatch.setitem(views.VIEWS, "flipped", Flipped)
     monkeypatch.setitem(sp.sae.ARCHITECTURES, "pairs", Pairs)
     config = align.get_config()
