@@ -11,7 +11,6 @@ the same is true, leaves of the difference, and at components (signed_pca, ica),
 stands for a part of a category has a low d' for the whole of it.
 """
 
-import functools
 import time
 from typing import Any, NamedTuple
 
@@ -99,16 +98,18 @@ def make(config: ConfigDict, run: Run) -> tuple[Material, list[dict[str, Any]]]:
         raise ValueError(f"config.network.position must be mean or all, got {settings.position!r}.")
     model, each = Classifier(CNN(TASK.n_classes, tuple(settings.widths))), jax.random.split(networks_key, config.n_seeds)
     train = seeds.trainer(model, TASK, **{name: settings[name] for name in ("steps", "batch_size", "learning_rate")})
-    part_keys = [jax.random.fold_in(images_key, i) for i in range(2)]
 
     def look(params: Any) -> list[Any]:
-        see = functools.partial(seeds.activations, layers=(settings.layer,), positions=settings.position)
-        parts = zip(part_keys, (settings.n_train, settings.n_scored), strict=True)
-        return [see(model, TASK, params, key, n)[settings.layer] for key, n in parts]
+        sizes = (settings.n_train, settings.n_scored)
+        parts = seeds.parts(model, TASK, params, images_key, sizes, (settings.layer,), settings.position)
+        return [part[settings.layer] for part in parts]
 
     with command.naming(config, layers="network.layer"):
         shapes = jax.eval_shape(lambda: look(jax.vmap(train, (0, None))(each, task_key)["params"]))
-    known = TASK.sets(np.asarray(seeds.classes(TASK, part_keys[1], settings.n_scored))), np.arange(settings.n_scored)
+    known = (
+        TASK.sets(np.asarray(seeds.classes(TASK, seeds.part_key(images_key, 1), settings.n_scored))),
+        np.arange(settings.n_scored),
+    )
     planned(config, Material(*shapes, *known))  # what is wrong with the settings shows before anything is written
     run.claim()
     trained = sp.sweep(train, {}, each, data_key=task_key, chunk=config.chunk or None, workdir=run.path / "networks").load()
@@ -180,11 +181,10 @@ def draw(results: dict[str, Any], run: Run) -> None:
         bars = [{**row, "mean": row[number], "ci95": row[f"{number}_ci95"]} for row in rows]
         plotting.grouped_bars(axis, bars, "set", "units")
         axis.set(ylabel=label, xlabel="categories")
-    plotting.finish(figure, f"{results['n_scored']} images; {plotting.caption(rows)}")
-    plotting.save(figure, run.figure)
+    plotting.finish(figure, f"{results['n_scored']} images; {plotting.caption(rows)}", path=run.figure)
     if config.activations and not config.images:
         return
-    top, key = results["top"]["rows"], jax.random.fold_in(keys_of(config)[2], 1)
+    top, key = results["top"]["rows"], seeds.part_key(keys_of(config)[2], 1)
     made = {} if config.images else seeds.images(TASK, key, (number for row in top for number in row["images"]))
     image = Images(config.images).thumbnail if config.images else made.__getitem__
     plotting.image_grid(
