@@ -15,6 +15,7 @@ import jax
 from ml_collections import ConfigDict
 
 import superpos as sp
+from experiments import WITH_BASES as COMPARISONS
 from experiments import command
 from superpos import plotting, views
 from superpos.activations import Side
@@ -23,16 +24,6 @@ from superpos.results import Run
 
 SIDES = ("source", "target")
 FILES = ("source", "target", "source_train", "target_train", "source_sae", "target_sae")
-COMPARISONS = (
-    "neuron->neuron",
-    "signed_pca->signed_pca",
-    "ica->ica",
-    "sae->neuron",
-    "sae->sae",
-    "random_sae->neuron",
-    "random_sae->sae",
-    "random_sae->random_sae",
-)
 
 
 def get_config() -> ConfigDict:
@@ -104,7 +95,7 @@ def compute(config: ConfigDict, run: Run) -> dict[str, Any]:
     run.claim()
     compared = planned.run(run.path / "comparison", chunk=config.chunk or None)
     compared.refuse_missing()
-    rows = [command.renamed(row) for row in compared.summary("seeds")]
+    rows = command.renamed(compared.summary("seeds"))
     return run.finish(rows, compared.seconds, views=compared.describe(), n_scored=compared.n_scored)
 
 

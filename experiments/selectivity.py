@@ -11,7 +11,6 @@ the same is true, leaves of the difference, and at components (signed_pca, ica),
 stands for a part of a category has a low d' for the whole of it.
 """
 
-import functools
 import time
 from typing import Any, NamedTuple
 
@@ -180,11 +179,10 @@ def draw(results: dict[str, Any], run: Run) -> None:
         bars = [{**row, "mean": row[number], "ci95": row[f"{number}_ci95"]} for row in rows]
         plotting.grouped_bars(axis, bars, "set", "units")
         axis.set(ylabel=label, xlabel="categories")
-    plotting.finish(figure, f"{results['n_scored']} images; {plotting.caption(rows)}")
-    plotting.save(figure, run.figure)
+    plotting.finish(figure, f"{results['n_scored']} images; {plotting.caption(rows)}", path=run.figure)
     if config.activations and not config.images:
         return
-    top, key = results["top"]["rows"], jax.random.fold_in(keys_of(config)[2], 1)
+    top, key = results["top"]["rows"], seeds.part_key(keys_of(config)[2], 1)
     made = {} if config.images else seeds.images(TASK, key, (number for row in top for number in row["images"]))
     image = Images(config.images).thumbnail if config.images else made.__getitem__
     plotting.image_grid(

@@ -458,3 +458,29 @@ def explain(source: ArrayLike, target: ArrayLike, n: int = 8) -> Explained:
     share = (weights**2).sum(axis=1) / (weights**2).sum()
     chosen = np.argsort(-share)[:n]
     return Explained(chosen, share[chosen], weights[chosen])
+
+
+def explanations(source: ArrayLike, target: ArrayLike, n: int = 8, n_targets: int = 4) -> list[dict[str, Any]]:
+    """`explain` as a table: a row for each of the units that explain another side most.
+
+    Args:
+        source, target, n: as in `explain`.
+        n_targets: units of the other side that a row names.
+
+    Returns:
+        Rows with `unit`; `share_of_weights`, of squared ones; `active`, the share of samples in which the unit is not 0; and
+        `targets`, those with the largest weights.
+
+    Raises:
+        ValueError: as `sp.align`.
+
+    >>> x = jax.random.normal(jax.random.key(0), (100, 3))
+    >>> [(row["unit"], row["targets"]) for row in explanations(x, x[:, [1]], n=1)]
+    [(1, '0 (+1.00)')]
+    """
+    active, rows = np.mean(np.asarray(source) != 0, axis=0), []
+    for unit, share, weights in zip(*explain(source, target, n), strict=True):
+        targets = ", ".join(f"{at} ({weights[at]:+.2f})" for at in np.argsort(-np.abs(weights))[:n_targets])
+        row = {"unit": int(unit), "share_of_weights": float(share), "active": float(active[unit])}
+        rows.append({**row, "targets": targets})
+    return rows

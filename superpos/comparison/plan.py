@@ -55,7 +55,7 @@ class Plan:
         comparisons: Sequence[str] | Mapping[str, Sequence[str]] | None = None,
         *,
         metrics: Metrics = alignment.DEFAULT,
-        folds: int | ArrayLike | None = 5,
+        folds: int | ArrayLike | str | os.PathLike | None = 5,
         groups: ArrayLike | None = None,
         split: float = 0.5,
         pool: str | None = None,

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from superpos import reliability, stats
+from superpos import reliability, selectivity, stats
 from superpos.comparison.batches import ends
 from superpos.metrics import Score
 from superpos.results import did_you_mean
@@ -193,6 +193,20 @@ class Comparison:
                 row["n_excluded"] = int(corrected.details["n_excluded"])
         return rows
 
+    def of_units(self, metric: str) -> dict[str, dict[str, list[float]]]:
+        """The score of each target unit, mean over folds and seeds, by label and comparison, where `score` has them.
+
+        Args:
+            metric: its name.
+        """
+        scores: dict[str, dict[str, list[float]]] = {}
+        for label, comparisons in self.plan.of_label.items():
+            for comparison in comparisons:
+                score = self.score(label, comparison, metric)
+                if score is not None and score.units is not None:
+                    scores.setdefault(label, {})[comparison] = np.nanmean(score.units, axis=0).tolist()
+        return scores
+
     def described(self) -> Iterator[tuple[str, str, dict[str, np.ndarray]]]:
         """For each side and view that tells anything of itself: what it tells, of each seed."""
         for i, stack in enumerate(self.plan.stacks):
@@ -239,6 +253,27 @@ class Comparison:
                 units = encode(params, flat(scored))
                 return np.asarray(self.plan._pooled(units.reshape(*scored.shape[:2], units.shape[-1])))
         raise ValueError(f"encode must be given a side and a view that were compared, got {side!r} and {view!r}.")
+
+    def explanations(self, label: str, comparison: str, n: int = 8, seed: int = 0) -> list[dict[str, Any]]:
+        """The source's units that explain the target's most, by the weights of ridge regression on all scored samples.
+
+        Args:
+            label: of one pair of sides.
+            comparison: whose views are read; they need not have been compared with each other.
+            n: units that are named, and samples of each.
+            seed: of the views.
+
+        Returns:
+            Rows as `superpos.selectivity.explanations` has them, with `samples`: the scored samples that drive the unit most,
+            by number, or by name where the first side has names.
+        """
+        (pair, *_), names = self.plan.pairs[label], ends(comparison)
+        source, target = (self.encode(side, name, seed) for side, name in zip(pair, names, strict=True))
+        rows = selectivity.explanations(source, target, n)
+        top = selectivity.top(jnp.asarray(source)[:, [row["unit"] for row in rows]], min(n, len(source)))
+        first = next(iter(self.plan.sides.values())).names
+        shown = np.asarray(top) if first is None else np.asarray(first)[self.plan.divided.images][np.asarray(top)]
+        return [{**row, "samples": samples.tolist()} for row, samples in zip(rows, shown, strict=True)]
 
     @property
     def scores(self) -> Any:
@@ -289,9 +324,7 @@ class Comparison:
                 axis.set_xlabel(plotting.metric_title(metric))
             line[0].set_title(label, loc="left")
         over = "no interval" if all(row["ci95"] is None for row in rows) else f"95 % interval over {rows[0]['over']}"
-        plotting.finish(figure, f"{self.n_scored} samples; bars: {over}")
-        if path is not None:
-            plotting.save(figure, path)
+        plotting.finish(figure, f"{self.n_scored} samples; bars: {over}", path=path)
         return figure
 
     def __repr__(self) -> str:
