@@ -11,6 +11,7 @@ the same is true, leaves of the difference, and at components (signed_pca, ica),
 stands for a part of a category has a low d' for the whole of it.
 """
 
+import functools
 import time
 from typing import Any, NamedTuple
 
