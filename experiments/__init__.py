@@ -9,3 +9,5 @@ COMPARISONS = (
     "random_sae->sae",
     "random_sae->random_sae",
 )
+# Beside them, components by sign and independent ones: other bases of the same units.
+WITH_BASES = (COMPARISONS[0], "signed_pca->signed_pca", "ica->ica", *COMPARISONS[1:])

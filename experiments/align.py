@@ -15,24 +15,15 @@ import jax
 from ml_collections import ConfigDict
 
 import superpos as sp
+from experiments import WITH_BASES as COMPARISONS
 from experiments import command
 from superpos import plotting, views
 from superpos.activations import Side
-from superpos.comparison import Plan, default_views
+from superpos.comparison import Plan, default_views, ends
 from superpos.results import Run
 
 SIDES = ("source", "target")
 FILES = ("source", "target", "source_train", "target_train", "source_sae", "target_sae")
-COMPARISONS = (
-    "neuron->neuron",
-    "signed_pca->signed_pca",
-    "ica->ica",
-    "sae->neuron",
-    "sae->sae",
-    "random_sae->neuron",
-    "random_sae->sae",
-    "random_sae->random_sae",
-)
 
 
 def get_config() -> ConfigDict:
@@ -52,7 +43,7 @@ def get_config() -> ConfigDict:
     config.n_folds = 5
     config.chunk = 1  # fits, and comparisons, in flight at once
     config.metrics = sp.alignment.DEFAULT
-    config.comparisons = COMPARISONS  # of views: any of neuron, sae, random_sae, signed_pca, ica
+    config.comparisons = COMPARISONS  # of views, by their names in sp.views.VIEWS
     config.sae = ConfigDict(
         {
             "architecture": "topk",  # of sp.sae
@@ -82,11 +73,12 @@ def plan(config: ConfigDict) -> Plan:
         )
         for side in SIDES
     }
+    named = [name for comparison in config.comparisons for name in ends(comparison)]
     with command.naming(config, split="train_fraction", folds="n_folds"):
         return Plan(
             sides,
             [SIDES],
-            default_views(views.SAE(**config.sae)),
+            default_views(views.SAE(**config.sae), named),
             config.comparisons,
             metrics=config.metrics,
             folds=config.n_folds,
@@ -103,7 +95,7 @@ def compute(config: ConfigDict, run: Run) -> dict[str, Any]:
     run.claim()
     compared = planned.run(run.path / "comparison", chunk=config.chunk or None)
     compared.refuse_missing()
-    rows = [command.renamed(row) for row in compared.summary("seeds")]
+    rows = command.renamed(compared.summary("seeds"))
     return run.finish(rows, compared.seconds, views=compared.describe(), n_scored=compared.n_scored)
 
 

@@ -70,8 +70,7 @@ def compute(config: ConfigDict, run: Run) -> dict[str, Any]:
     """Trains all models as one program, and tabulates how consistent they are."""
     if config.n_seeds < 2 or config.n_steps < 2:
         raise ValueError(f"config.n_seeds and config.n_steps must be at least 2, got {config.n_seeds} and {config.n_steps}.")
-    if config.chunk < 0:
-        raise ValueError(f"config.chunk must be at least 0, got {config.chunk}.")
+    command.at_least(config, {"chunk": 0})
     if not 0 < config.probability < 1:
         raise ValueError(f"config.probability must be between 0 and 1, got {config.probability}.")
     correlations = np.linspace(-1, 1, config.n_steps).tolist()
@@ -122,8 +121,7 @@ def draw(results: dict[str, Any], run: Run) -> None:
         axis.spines[:].set_visible(False)
     bar = figure.colorbar(image, ax=axes, shrink=0.85)
     bar.set_label("best correlation of a neuron's weights\nwith another seed's (Pearson r)")
-    plotting.finish(figure, f"3 features in 2 neurons, mean over ordered pairs of {rows[0]['n_seeds']} seeds")
-    plotting.save(figure, run.figure)
+    plotting.finish(figure, f"3 features in 2 neurons, mean over ordered pairs of {rows[0]['n_seeds']} seeds", path=run.figure)
 
 
 if __name__ == "__main__":

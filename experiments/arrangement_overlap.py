@@ -141,8 +141,8 @@ def draw(results: dict[str, Any], run: Run) -> None:
     lower[0].set_ylabel("share of pairs")
     n_seeds = rows[0]["n_seeds"]
     interval = "dots: mean with 95 % confidence interval over seeds" if n_seeds > 2 else "dots: mean; no interval"
-    plotting.finish(figure, f"All pairs of {n_seeds} seeds; {interval}", lower[0].get_legend_handles_labels()[0])
-    plotting.save(figure, run.figure)
+    legend = lower[0].get_legend_handles_labels()[0]
+    plotting.finish(figure, f"All pairs of {n_seeds} seeds; {interval}", legend, path=run.figure)
 
 
 if __name__ == "__main__":

@@ -14,21 +14,17 @@ known features: feature->site is what these say, and oracle->site sparse inferen
 """
 
 import time
-from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from ml_collections import ConfigDict
 
 import superpos as sp
 from experiments import command
-from superpos import data as readers
 from superpos import plotting, views
 from superpos.activations import Side, recorded
 from superpos.brain import Recording
-from superpos.comparison import Comparison, Plan, default_views
-from superpos.images import Images
+from superpos.comparison import Plan, default_views, read_layers, simulated_brain
 from superpos.results import Run
 
 FILES = ("activations", "train", "path", "folds", "sessions", "stimulus_set")
@@ -37,14 +33,9 @@ SITES = ("neuron", "sae", "random_sae", "pca", "ica", "few_sae", "few_random_sae
 LATENTS = ("sae->sae", "random_sae->random_sae")
 # What is subtracted from what.
 DIFFERENCES = (
-    ("sae->site", "neuron->site"),
-    ("sae->site", "random_sae->site"),
-    ("sae->site", "pca->site"),
-    ("sae->site", "ica->site"),
-    ("few_sae->site", "neuron->site"),
-    ("few_sae->site", "few_random_sae->site"),
-    ("sae->sae", "neuron->site"),
-    ("sae->sae", "random_sae->random_sae"),
+    *(("sae->site", f"{name}->site") for name in ("neuron", "random_sae", "pca", "ica")),
+    *(("few_sae->site", f"{name}->site") for name in ("neuron", "few_random_sae")),
+    *(("sae->sae", name) for name in ("neuron->site", "random_sae->random_sae")),
 )
 
 
@@ -103,98 +94,41 @@ def get_config() -> ConfigDict:
     return config
 
 
-def load(config: ConfigDict) -> Recording:
-    """The recording that `config.recording` names.
-
-    Raises:
-        ValueError: unknown, not there, or not what its reader takes; a selection that fits no site.
-    """
-    if config.recording not in sp.brain.RECORDINGS:
-        known = ", ".join(["simulated", *sp.brain.RECORDINGS])
-        raise ValueError(f"config.recording must be one of {known}, got {config.recording!r}.")
-    taken = sp.brain.options(config.recording)
-    for field in ("path", "session") if "session" in taken else ("path",):
-        if not config[field]:
-            raise ValueError(f"config.{field} is empty, but {config.recording} needs one: pass --config.{field}=...")
-    given: dict[str, Any] = {name: config[name] or None for name in taken if name in config}
-    if config.time_bin and not config.time_bin.isdecimal():
-        raise ValueError(f"config.time_bin must be a number from 0, got {config.time_bin!r}.")
-    given |= {"time_bin": int(config.time_bin) if config.time_bin else None} if "time_bin" in taken else {}
-    try:
-        recording = sp.brain.load(config.recording, config.path, **given)
-    except (ValueError, OSError) as error:
-        raise ValueError(f"config.path: {error}") from error
-    with command.naming(config):
-        return recording.where(config.select) if config.select else recording
-
-
-def simulate(config: ConfigDict) -> tuple[Recording, dict[str, Side]]:
-    """A recording, its features, and layers of which each carries these in superposition."""
-    settings, key = config.simulation, jax.random.split(jax.random.key(config.seed), 5)[1]
-    recording, truth = sp.brain.simulate(
-        key,
-        settings.n_stimuli,
-        settings.n_sites,
-        settings.n_repeats,
-        reliability=np.linspace(*settings.reliability, settings.n_sites),
-        features=sp.features.SparseFeatures(settings.n_features, settings.probability),
-        mixing=settings.mixing,
-    )
-    sides = {}
-    for n_units in settings.n_units:
-        mixing = sp.arrangements.unit_norm(jax.random.fold_in(key, n_units), settings.n_features, n_units)
-        oracle = views.Oracle(mixing, penalty=settings.penalty, upper=np.inf, steps=500)
-        sides[f"{n_units} units"] = Side(np.asarray(sp.linalg.matmul(truth.features, mixing)), views={"oracle": oracle})
-    sides[FEATURES] = Side(np.asarray(truth.features), views={"feature": views.Neuron()})
-    return recording, sides
-
-
 def read(config: ConfigDict) -> tuple[Recording, dict[str, Side]]:
-    """The recording, sites z-scored, and the sides by name: the recording, layers, and of a simulation its features.
-
-    Raises:
-        ValueError: a file that is missing, or files and settings that do not fit each other.
-    """
-    files, others = tuple(config.activations), tuple(config.train)
+    """The recording, sites z-scored, and the sides by name: the recording, layers, and of a simulation its features."""
+    known = ["simulated", *sp.brain.RECORDINGS]
+    if config.recording not in known:
+        raise ValueError(f"config.recording must be one of {', '.join(known)}, got {config.recording!r}.")
     if config.recording == "simulated":
-        if files or others or config.path:
-            known = ", ".join(sp.brain.RECORDINGS)
-            raise ValueError(f"config.recording is simulated, which takes no files: name one of {known} with them.")
-        recording, sides = simulate(config)
-    else:
-        recording = load(config)
-        if not files:
-            raise ValueError("config.activations names no file: pass --config.activations=\"('layer.npy',)\".")
-        names = tuple(config.layers) or tuple(Path(path).name for path in files)
-        if len(set(names)) != len(files):
-            raise ValueError(f"config.layers must name each of the {len(files)} files, and none alike, got {names}.")
-        n, rest = divmod(len(others), len(files))
-        if rest:
+        if config.activations or config.train or config.path:
             raise ValueError(
-                f"config.train must name as many files as config.activations, {len(files)}, or twice, three times as many, "
-                f"those of the first layer first, got {len(others)}."
+                f"config.recording is simulated, which takes no files: name one of {', '.join(known[1:])} for them."
             )
-        layers = zip(names, files, strict=True)
-        sides = {name: Side(path, train=others[i * n :][:n] or None) for i, (name, path) in enumerate(layers)}
-    try:
+        recording, sides = simulated_brain(jax.random.split(jax.random.key(config.seed), 5)[1], **config.simulation)
+    else:
+        if not config.path:
+            raise ValueError(f"config.path is empty, but {config.recording} needs one: pass --config.path=...")
+        with command.naming(config, otherwise="path"):
+            given = {name: config[name] for name in sp.brain.options(config.recording) if config.get(name)}
+            recording = sp.brain.load(config.recording, config.path, **given)
+            recording = recording.where(config.select) if config.select else recording
+        with command.naming(config, files="activations"):
+            sides = read_layers(config.activations, config.layers, config.train)
+    with command.naming(config, otherwise="recording"):
         recording = recording.zscored()
-    except ValueError as error:
-        raise ValueError(f"config.recording: {error}") from error
-    with command.naming(config):
         return recording, {BRAIN: recorded(recording, config.minimum, views={"site": views.Neuron()}), **sides}
 
 
 def plan(config: ConfigDict, recording: Recording, sides: dict[str, Side]) -> Plan:
     """What is compared, read and checked."""
-    if not (0 if config.train else np.finfo(float).tiny) <= config.train_fraction < 1:
-        raise ValueError(
-            f"config.train_fraction must be above 0 (without config.train) and below 1, got {config.train_fraction}."
-        )
+    share = config.train_fraction
+    if not 0 <= share < 1 or not (share or config.train):
+        raise ValueError(f"config.train_fraction must be above 0 (without config.train) and below 1, got {share}.")
     sae = views.SAE(**config.sae)
     known = default_views(sae)
     known |= {"pca": known.pop("signed_pca"), "few_sae": views.Top(sae), "few_random_sae": views.Top(views.Untrained(sae))}
     named = [f"{name}->site" for name in SITES if not name.startswith("few") or config.sae.expansion >= 1]
-    wanted = [*named, *(["oracle->site"] if FEATURES in sides else []), *(LATENTS if config.train_fraction else ())]
+    wanted = [*named, *(["oracle->site"] if FEATURES in sides else []), *(LATENTS if share else ())]
     layers = [name for name in sides if name != BRAIN]
     with command.naming(config, split="train_fraction"):
         return Plan(
@@ -203,9 +137,9 @@ def plan(config: ConfigDict, recording: Recording, sides: dict[str, Side]) -> Pl
             known,
             {name: ["feature->site"] if name == FEATURES else wanted for name in layers},
             metrics=config.metrics,
-            folds=np.asarray(readers.load(config.folds)) if config.folds else config.n_folds,
+            folds=config.folds or config.n_folds,
             groups=recording.groups(sides[BRAIN].hashes),
-            split=config.train_fraction,
+            split=share,
             pool="mean",
             n_seeds=config.n_seeds,
             n_blocks=config.n_blocks,
@@ -223,91 +157,43 @@ def compute(config: ConfigDict, run: Run) -> dict[str, Any]:
     seconds = {"reading": time.perf_counter() - started}
     compared = planned.run(run.path / "comparison", chunk=config.chunk)
     compared.refuse_missing()
-    rows = [command.renamed(row, pair="layer") for row in compared.over_units(config.minimum)]
-    differences = [command.renamed(row, pair="layer") for row in compared.differences(DIFFERENCES)]
-    of_latents = [row for row in rows if row["comparison"] == "sae->site" and row["metric"] == planned.metrics[0].name]
-    best = max(of_latents, key=lambda row: row["mean"])["layer"]
-    latents, top = explain(config, compared, recording, best)
+    rows = command.renamed(compared.over_units(config.minimum), pair="layer")
+    tested = [pair for pair in DIFFERENCES if set(pair) <= set(planned.comparisons)]
+    differences = command.renamed(compared.differences(tested), pair="layer")
+    metric = planned.metrics[0].name
+    best = max(plotting.where(rows, comparison="sae->site", metric=metric), key=lambda row: row["mean"])["layer"]
+    explained = compared.explanations(best, "sae->site", config.n_top)
+    images = [row.pop("samples") for row in explained]
+    latents = [{"layer": best, **row} for row in command.renamed(explained, unit="latent", targets="sites")]
     tables = {"differences": differences, "views": compared.describe(), "latents": latents}
-    seconds |= compared.seconds
-    return run.finish(rows, seconds, **tables, top=top, sites=sites(compared), n_scored=compared.n_scored)
-
-
-def sites(compared: Comparison) -> dict[str, Any]:
-    """The score of each site by the first metric, mean over folds and SAEs; and its reliability."""
-    metric, reliability = compared.plan.metrics[0].name, compared.plan.sides[BRAIN].reliability
-    scores: dict[str, dict[str, Any]] = {}
-    for layer, comparisons in compared.plan.of_label.items():
-        for name in comparisons:
-            score = compared.score(layer, name, metric)
-            if name.endswith("site") and score is not None and score.units is not None:
-                scores.setdefault(layer, {})[name] = np.nanmean(score.units, axis=0).tolist()
-    return {
-        "metric": metric,
-        "scores": scores,
-        "reliability": None if reliability is None else np.asarray(reliability).tolist(),
-    }
-
-
-def explain(
-    config: ConfigDict, compared: Comparison, recording: Recording, layer: str
-) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:
-    """The latents of a layer's first SAE that explain the sites: a row each, and the images that activate each most.
-
-    `share_of_weights` is of squared weights, `active` the share of the images, `sites` those with the largest weights.
-    """
-    latents = compared.encode(layer, "sae")
-    explained = sp.selectivity.explain(latents, compared.encode(BRAIN, "site"), config.n_top)
-    rows = []
-    for latent, share, weights in zip(*explained, strict=True):
-        driven = ", ".join(f"{site} ({weights[site]:+.2f})" for site in np.argsort(-np.abs(weights))[:4])
-        row = {"layer": layer, "latent": int(latent), "share_of_weights": float(share)}
-        rows.append({**row, "active": float(np.mean(latents[:, latent] != 0)), "sites": driven})
-    if recording.images is None:
-        return rows, None
-    top = np.asarray(sp.selectivity.top(latents[:, explained.chosen], min(config.n_top, len(latents))))
-    shown = np.asarray(recording.images)[compared.plan.divided.images]
-    return rows, {"source": str(recording.image_source), "images": shown[top].tolist()}
+    top = None if recording.images is None else {"source": str(recording.image_source), "images": images}
+    # Of each site the score by the first metric, mean over folds and SAEs.
+    sites = {"metric": metric, "scores": compared.of_units(metric), "reliability": sides[BRAIN].reliability}
+    return run.finish(rows, seconds | compared.seconds, **tables, top=top, sites=sites, n_scored=compared.n_scored)
 
 
 def draw(results: dict[str, Any], run: Run) -> None:
     """The figure: alignment by layer, a panel a metric, and each site's score by latents against that by neurons."""
-    rows, of_sites = results["rows"], results["sites"]["scores"]
-    metrics = list(dict.fromkeys(row["metric"] for row in rows))
-    first, title = rows[0]["metric"], plotting.metric_title(rows[0]["metric"])
-    corrected = [
-        {**row, "mean": row["corrected"], "ci95": row["corrected_ci95_units"]}
-        for row in rows
-        if row["metric"] == first and row["corrected"] is not None
-    ]
-    groups = [(f"{title},\ncorrected for noise, over sites", corrected)] if corrected else []
-    groups += [(plotting.metric_title(metric), [row for row in rows if row["metric"] == metric]) for metric in metrics]
-    scattered = [layer for layer, scores in of_sites.items() if "sae->site" in scores]
-    n = len(groups) + len(scattered)
-    columns = min(3, n)
-    figure, axes = plotting.panels(-(-n // columns), columns, (4.2 * columns, 3.4 * -(-n // columns)))
-    for axis in axes.ravel()[n:]:
-        axis.set_visible(False)
-    for axis, (name, chosen) in zip(axes.ravel(), groups, strict=False):
-        plotting.grouped_bars(axis, chosen, "layer")
-        axis.set(title=name, ylabel="held-out score")
-    for axis, layer in zip(axes.ravel()[len(groups) :], scattered, strict=False):
-        for comparison in ("random_sae->site", "sae->site"):
-            look = plotting.style(comparison)
-            axis.scatter(of_sites[layer]["neuron->site"], of_sites[layer][comparison], s=9, color=look["color"], linewidths=0)
-        axis.axline((0, 0), slope=1, color="#999999", linewidth=0.8)
-        axis.set(xlabel="neuron->site", ylabel="from latents", title=f"{layer}: {results['sites']['metric']} of each site")
+    rows, sites, top = results["rows"], results["sites"], results["top"]
+    first, chosen = next(iter(plotting.by_metric(rows).items()))
+    corrected = plotting.of_column(chosen, "corrected", "corrected_ci95_units")
+    groups = {f"{first},\ncorrected for noise, over sites": corrected} if corrected else {}
+    groups |= plotting.by_metric(rows)
+    scattered = [layer for layer, scores in sites["scores"].items() if "sae->site" in scores]
+    figure, axes = plotting.grid(len(groups) + len(scattered))
+    plotting.grouped_panels(axes[: len(groups)], groups, "layer")
+    for axis, layer in zip(axes[len(groups) :], scattered, strict=True):
+        plotting.scatter(axis, sites["scores"][layer], "neuron->site", ("random_sae->site", "sae->site"))
+        axis.set(ylabel="from latents", title=f"{layer}: {sites['metric']} of each site")
     over = f"{results['n_scored']} images" + (" (corrected for noise: over sites)" if corrected else "")
-    plotting.finish(figure, f"Bars: 95 % confidence interval over {over}, for the views at hand")
-    plotting.save(figure, run.figure)
-    if results["top"] is not None:
-        images = Images(results["top"]["source"])
-        where = {name: i for i, name in enumerate(images.names)}
+    plotting.finish(figure, f"Bars: 95 % confidence interval over {over}, for the views at hand", path=run.figure)
+    if top is not None:
         plotting.image_grid(
-            [[images[where[name]] for name in names] for names in results["top"]["images"]],
+            top["images"],
             [f"latent {row['latent']}\n{row['share_of_weights']:.1%} of weights" for row in results["latents"]],
             run.path / "top_images.png",
             title=f"{results['latents'][0]['layer']}: images that activate most the latents which explain the sites",
+            source=top["source"],
         )
 
 

@@ -4,11 +4,9 @@ import contextlib
 import difflib
 import inspect
 import math
-import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
 import jax
@@ -18,8 +16,8 @@ from ml_collections import ConfigDict, config_flags
 from tabulate import tabulate
 
 from superpos import data
-from superpos.results import Run
-from superpos.sweeps.processes import broadcast
+from superpos.results import Run, check_settings
+from superpos.sweeps.processes import broadcast, start_jax
 
 
 def main(
@@ -48,9 +46,9 @@ def main(
     def start(argv: list[str]) -> None:
         if len(argv) > 1:
             _fail(f"unexpected argument {argv[1]!r}: settings are given as --config.<field>=<value>.")
-        _start_jax(distributed.value)
         config = flags.FLAGS.config
         try:
+            start_jax(distributed.value)
             run = _open(name, config, files, workdir.value)
             results = _results(run, config, compute)
             if not run.keeps:
@@ -107,34 +105,12 @@ def _parse(argv: list[str]) -> list[str]:
         _fail(error)
 
 
-def _start_jax(distributed: bool) -> None:
-    """Settles on which devices JAX computes, and where it keeps what it compiles."""
-    settings: Any = jax.config
-    # One device a core, since XLA's threads share the work of one small operation badly: two devices train 1.4 to 2 times
-    # faster on two cores. Where there is an accelerator it is used instead.
-    settings.update("jax_num_cpu_devices", os.cpu_count() or 1)
-    if not settings.jax_compilation_cache_dir:
-        settings.update("jax_compilation_cache_dir", str(Path.home() / ".cache" / "superpos"))
-    if distributed:
-        try:
-            jax.distributed.initialize()
-        except (ValueError, RuntimeError) as error:
-            _fail(f"--distributed found no cluster (Slurm, MPI, a TPU pod): {error}")
-    try:
-        jax.devices()
-    except (RuntimeError, AssertionError):  # the latter where JAX is installed without support for it
-        _fail(
-            f"JAX finds no device for JAX_PLATFORMS={settings.jax_platforms}: unset it to compute on what there is; "
-            "JAX for NVIDIA GPUs is installed by pip install 'jax[cuda12]'."
-        )
-
-
 def _open(name: str, config: ConfigDict, files: Sequence[str], workdir: str) -> Run:
     """The run of a configuration, if it is one."""
     if not 0 <= config.seed < 2**32:
         raise ValueError(f"config.seed must be between 0 and {2**32 - 1}, got {config.seed}.")
-    _check(config)
-    inputs = {field: _fingerprints(config[field]) for field in files if config[field]}
+    check(config)
+    inputs = {field: data.fingerprints(config[field]) for field in files if config[field]}
     described = {**config.to_dict(), **({"sha256": inputs} if inputs else {})}
     described.pop("chunk", None)  # how it is computed, not what: a run may go on with another
     return Run(workdir, name, described, keeps=jax.process_index() == 0)
@@ -161,51 +137,40 @@ def _print(results: dict[str, Any], run: Run) -> None:
 
 
 @contextlib.contextmanager
-def naming(config: ConfigDict, **fields: str) -> Iterator[None]:
+def naming(config: ConfigDict, otherwise: str = "", **fields: str) -> Iterator[None]:
     """Errors that the library raises inside name the field of the configuration: "split must ..." config.train_fraction.
 
     Args:
         config: whose own fields are named as they are.
+        otherwise: the field that is to blame for whatever names none, files that cannot be read among it.
         fields: what arguments of the library are called in the configuration.
     """
     try:
         yield
-    except ValueError as error:
-        word = (re.match(r"\w+", str(error)) or [""])[0]
+    except (ValueError, OSError) as error:
+        word = (re.match(r"\w+(?=[ :])", str(error)) or [""])[0]
         field = fields.get(word, word if word in config else None)
-        if field is None:
+        if field is None and not otherwise:
             raise
-        raise ValueError(f"config.{field}{str(error)[len(word) :]}") from error
+        raise ValueError(f"config.{field}{str(error)[len(word) :]}" if field else f"config.{otherwise}: {error}") from error
 
 
-def renamed(row: Mapping[str, Any], **names: str) -> dict[str, Any]:
-    """A row of a comparison with columns under other names, without what its interval is over: a table has one of them."""
-    return {names.get(name, name): value for name, value in row.items() if name != "over"}
+def renamed(rows: Iterable[Mapping[str, Any]], **names: str) -> list[dict[str, Any]]:
+    """Rows with columns under other names, without what intervals are `over`: a table has one of them."""
+    return [{names.get(name, name): value for name, value in row.items() if name != "over"} for row in rows]
+
+
+def check(config: ConfigDict) -> None:
+    """Refuses what no experiment takes: see `check_settings`. `main` does so before anything is written."""
+    check_settings(_fields(config))
 
 
 def at_least(config: ConfigDict, least: Mapping[str, int]) -> None:
-    """Refuses fields, dotted where nested, that are below their least value."""
-    values = dict(_fields(config))
+    """Refuses fields, dotted where nested, that are below their least value, and lists of nothing or of such values."""
     for field, number in least.items():
-        if values[field] < number:
-            raise ValueError(f"config.{field} must be at least {number}, got {values[field]}.")
-
-
-def _check(config: ConfigDict) -> None:
-    """Refuses what no experiment takes, before anything is written."""
-    for field, value in _fields(config):
-        values = value if isinstance(value, tuple | list) else (value,)
-        numbers = [number for number in values if isinstance(number, int | float)]
-        if not all(math.isfinite(number) and number >= 0 for number in numbers):
-            raise ValueError(f"config.{field} must be finite and at least 0, got {value}.")
-        if numbers and len(numbers) < len(values):
-            raise ValueError(f"config.{field} must hold numbers only, got {value}.")
-        if len(set(values)) < len(values):
-            raise ValueError(f"config.{field} has a value twice, got {value}.")
-
-
-def _fingerprints(paths: str | Sequence[str]) -> str | list[str]:
-    return data.fingerprint(paths) if isinstance(paths, str) else [data.fingerprint(path) for path in paths]
+        value = dict(_fields(config))[field]
+        if min(value, default=-math.inf) < number if isinstance(value, tuple | list) else value < number:
+            raise ValueError(f"config.{field} must be at least {number}, got {value}.")
 
 
 def _comments(compute: Callable[..., Any]) -> dict[str, str]:

@@ -66,8 +66,7 @@ def draw(results: dict[str, Any], run: Run) -> None:
     for axis in axes[-1]:
         axis.set_xlabel("highest correlation with a unit (r)")
     n_features = np.shape(next(iter(features.values()))[str(widths[0])])[1]
-    plotting.finish(figure, f"{n_features} features of each model; marked: mean; {plotting.caption(rows)}")
-    plotting.save(figure, run.figure)
+    plotting.finish(figure, f"{n_features} features of each model; marked: mean; {plotting.caption(rows)}", path=run.figure)
 
 
 if __name__ == "__main__":

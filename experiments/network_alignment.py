@@ -12,9 +12,8 @@ over images, for the maps and SAEs at hand.
 """
 
 import functools
+import itertools
 import time
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -22,24 +21,13 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 import superpos as sp
+from experiments import WITH_BASES as COMPARISONS
 from experiments import command
-from superpos import views
-from superpos.activations import Side
-from superpos.comparison import Plan, default_views
+from superpos import plotting, views
+from superpos.comparison import Layers, Plan, default_views, layers_of_files, layers_of_seeds
 from superpos.results import Run
 
 FILES = ("source", "target", "source_train", "target_train")
-PARTS = ("training", "scored")  # images that fit views, and those that are scored
-COMPARISONS = (
-    "neuron->neuron",
-    "signed_pca->signed_pca",
-    "ica->ica",
-    "sae->neuron",
-    "sae->sae",
-    "random_sae->neuron",
-    "random_sae->sae",
-    "random_sae->random_sae",
-)
 VARY = ("share", "k", "expansion", "architecture", "normalize")
 # What is subtracted from what.
 DIFFERENCES = (
@@ -97,75 +85,41 @@ class Keys(NamedTuple):
     comparison: Any
 
 
-class Material(NamedTuple):
-    """What is compared: sides by name, and pairs of them by layer."""
-
-    sides: dict[str, Side]
-    pairs: dict[str, list[tuple[str, str]]]
+def keys_of(config: ConfigDict) -> Keys:
+    """All keys of a configuration."""
+    return Keys(*jax.random.split(jax.random.key(config.seed), len(Keys._fields)))
 
 
-def read(config: ConfigDict) -> Material:
-    """The layers of two networks, from files.
-
-    Raises:
-        ValueError: not as many files of each kind, or names that do not tell the layers apart.
-    """
-    counts = {side: len(config[side]) for side in FILES if config[side] or side in ("source", "target")}
-    if len(set(counts.values())) > 1:
-        listed = ", ".join(f"{count} of {side}" for side, count in counts.items())
-        raise ValueError(f"config must name as many files of each kind, one a layer, got {listed}.")
-    names = config.layers or tuple(Path(path).name for path in config.source)
-    if len(set(names)) < len(config.source):
-        names = tuple(f"{Path(a).name} → {Path(b).name}" for a, b in zip(config.source, config.target, strict=True))
-    if len(set(names)) < len(names):
-        raise ValueError(f"config.layers must name the layers, for their files are called alike: {', '.join(names)}.")
-    if len(names) != len(config.source):
-        raise ValueError(f"config.layers must name each of the {len(config.source)} files, got {names}.")
-    material = Material({}, {})
-    for i, name in enumerate(names):
-        pair = (f"source {name}", f"target {name}") if len(names) > 1 else ("source", "target")
-        for side, kind in zip(pair, ("source", "target"), strict=True):
-            train = config[f"{kind}_train"]
-            material.sides[side] = Side(config[kind][i], train=train[i] if train else None)
-        material.pairs[name] = [pair]
-    return material
+def read(config: ConfigDict) -> Layers:
+    """The layers of two networks, from files."""
+    with command.naming(config):
+        return layers_of_files(**{side: config[side] for side in FILES}, names=config.layers)
 
 
-def make(config: ConfigDict, run: Run) -> tuple[Material, list[dict[str, Any]]]:
+def make(config: ConfigDict, run: Run) -> tuple[Layers, list[dict[str, Any]]]:
     """Layers of networks that are trained here, and the accuracy of each."""
     from superpos import networks
     from superpos.networks import seeds
 
-    task = networks.ShapesAndTextures()
     kinds = {"cnn": networks.CNN, "vit": networks.ViT}
     if config.network not in kinds:
         raise ValueError(f"config.network must be {' or '.join(kinds)}, got {config.network!r}.")
+    task, keys, settings = networks.ShapesAndTextures(), keys_of(config), config.images
     model = networks.Classifier(kinds[config.network](task.n_classes), (task.size, task.size, 3))
-    keys = Keys(*jax.random.split(jax.random.key(config.seed), len(Keys._fields)))
-    layers, settings = tuple(config.layers) or model.layers, config.images
+    layers = tuple(config.layers) or model.layers
     shapes = jax.eval_shape(lambda key: model.activations(model.init(key), jnp.zeros((1, *model.shape)), layers), keys.networks)
-    for layer in layers:
-        for view in chosen_views(config).values():
-            view.check(shapes[layer].shape[-1])
+    for layer, view in itertools.product(layers, chosen_views(config).values()):
+        view.check(shapes[layer].shape[-1])
     sp.assign_folds(settings.n_scored, config.n_folds)
     run.claim()
-    train = seeds.trainer(model, task, **config.training)
-    each = jax.random.split(keys.networks, config.n_seeds)
+    train, each = seeds.trainer(model, task, **config.training), jax.random.split(keys.networks, config.n_seeds)
     trained = sp.sweep(train, {}, each, data_key=keys.task, chunk=config.chunk or None, workdir=run.path / "networks").load()
-    looked = {}
-    for i, (part, n) in enumerate(zip(PARTS, (settings.n_train, settings.n_scored), strict=True)):
-        look = functools.partial(seeds.activations, model, task, n=n, layers=layers, positions=settings.positions)
-        looked[part] = jax.device_get(jax.jit(look)(trained["params"], jax.random.fold_in(keys.images, i)))
-    sides = {
-        f"{layer} {seed}": Side(looked["scored"][layer][seed], train=looked["training"][layer][seed])
-        for layer in layers
-        for seed in range(config.n_seeds)
-    }
-    members = range(config.n_seeds)
-    pairs = {layer: [(f"{layer} {a}", f"{layer} {b}") for a in members for b in members if a != b] for layer in layers}
+    sizes = (settings.n_train, settings.n_scored)
+    look = functools.partial(seeds.parts, model, task, sizes=sizes, layers=layers, positions=settings.positions)
+    training, scored = jax.device_get(jax.jit(look)(trained["params"], keys.images))
     accuracy = trained["accuracy"].astype(float)
     row = {"network": config.network, **sp.stats.over_seeds(accuracy), "least": accuracy.min(), "most": accuracy.max()}
-    return Material(sides, pairs), [{**row, "seeds": ", ".join(f"{value:.2f}" for value in accuracy)}]
+    return layers_of_seeds(scored, training), [{**row, "seeds": ", ".join(f"{value:.2f}" for value in accuracy)}]
 
 
 def chosen_views(config: ConfigDict, **changed: Any) -> dict[str, views.View]:
@@ -174,29 +128,20 @@ def chosen_views(config: ConfigDict, **changed: Any) -> dict[str, views.View]:
     return default_views(views.SAE(options={"normalize": settings.pop("normalize")}, **settings))
 
 
-def planned(config: ConfigDict, material: Material, layers: Sequence[str] | None = None, **changed: Any) -> Plan:
-    """The comparison of all layers; of some with other settings of the SAE, only what reads them."""
-    pairs = material.pairs if layers is None else {name: material.pairs[name] for name in layers}
-    needed = {side for listed in pairs.values() for pair in listed for side in pair}
-    comparisons = tuple(name for name in COMPARISONS if not changed or "sae" in name)
+def planned(config: ConfigDict, layers: Layers, **changed: Any) -> Plan:
+    """The comparison of some layers; with other settings of the SAE, only what reads it."""
     with command.naming(config, split="train_fraction", folds="n_folds", share="sae.share", architecture="sae.architecture"):
         return Plan(
-            {name: side for name, side in material.sides.items() if name in needed},
-            pairs,
+            *layers,
             chosen_views(config, **changed),
-            comparisons,
+            tuple(name for name in COMPARISONS if not changed or "sae" in name),
             metrics=config.metrics,
             folds=config.n_folds,
             split=config.train_fraction,
             n_seeds=config.n_seeds if config.source else 1,
             n_blocks=config.n_blocks if config.source else None,
-            key=jax.random.split(jax.random.key(config.seed), len(Keys._fields))[-1],
+            key=keys_of(config).comparison,
         )
-
-
-def varied(config: ConfigDict) -> list[tuple[str, Any]]:
-    """Each setting with each value that it takes beside the one that it has in `sae`."""
-    return [(name, value) for name in VARY for value in config.vary[name] if value != config.sae[name]]
 
 
 def compute(config: ConfigDict, run: Run) -> dict[str, Any]:
@@ -204,25 +149,26 @@ def compute(config: ConfigDict, run: Run) -> dict[str, Any]:
     with_files, started = any(config[side] for side in FILES), time.perf_counter()
     least = {"n_seeds": 1 if with_files else 2, "training.steps": 2, "images.n_train": 1, "images.n_scored": 1}
     command.at_least(config, {**least, "images.positions": 1, "n_blocks": 2})
-    material, networks = (read(config), []) if with_files else make(config, run)
-    layer = config.vary.layer or list(material.pairs)[-1]
-    if layer not in material.pairs:
-        raise ValueError(f"config.vary.layer must be one of {', '.join(material.pairs)}, got {layer!r}.")
-    plan = planned(config, material)
-    variants = {(name, value): planned(config, material, (layer,), **{name: value}) for name, value in varied(config)}
+    layers, networks = (read(config), []) if with_files else make(config, run)
+    layer, chunk = config.vary.layer or list(layers.pairs)[-1], config.chunk or None
+    if layer not in layers.pairs:
+        raise ValueError(f"config.vary.layer must be one of {', '.join(layers.pairs)}, got {layer!r}.")
+    plan = planned(config, layers)
+    # Each setting with each value that it takes beside the one that it has in `sae`.
+    varied = [(name, value) for name in VARY for value in config.vary[name] if value != config.sae[name]]
+    variants = [planned(config, layers.only([layer]), **{name: value}) for name, value in varied]
     run.claim()
     made_at = time.perf_counter()
 
-    chunk = config.chunk or None
     compared = plan.run(run.path / "comparison", chunk=chunk)
     compared.refuse_missing()
-    rows = [command.renamed(row, pair="layer") for row in compared.summary()]
-    differences = [command.renamed(row, pair="layer") for row in compared.differences(DIFFERENCES)]
+    rows = command.renamed(compared.summary(), pair="layer")
+    differences = command.renamed(compared.differences(DIFFERENCES), pair="layer")
     described, curves = compared.describe(), []
-    for number, ((name, value), variant) in enumerate(variants.items()):
+    for number, ((name, value), variant) in enumerate(zip(varied, variants, strict=True)):
         other = variant.run(run.path / f"{name}_{number}", chunk=chunk)
         at = {"setting": name, "value": value}
-        curves += [{**at, **command.renamed(row, pair="layer")} for row in other.summary()]
+        curves += [{**at, **row} for row in command.renamed(other.summary(), pair="layer")]
         described += [{**at, **row} for row in other.describe() if row["view"] != "neuron"]
     seconds = {"activations": made_at - started, "views and scores": time.perf_counter() - made_at}
     tables = {"differences": differences, "views": described, "curves": curves, "networks": networks}
@@ -231,30 +177,20 @@ def compute(config: ConfigDict, run: Run) -> dict[str, Any]:
 
 def draw(results: dict[str, Any], run: Run) -> None:
     """The figure: alignment by layer, a panel a metric; below, a row for each setting that was varied."""
-    rows, varied_rows = results["rows"], results.get("curves", [])
-    metrics = list(dict.fromkeys(row["metric"] for row in rows))
-    settings = list(dict.fromkeys(row["setting"] for row in varied_rows))
+    rows, varied = results["rows"], results.get("curves", [])
+    metrics, settings = plotting.column(rows, "metric"), plotting.column(varied, "setting")
     figure, axes = plotting.panels(1 + len(settings), len(metrics), (4.2 * len(metrics), 3.4 + 2.6 * len(settings)))
-    for axis, metric in zip(axes[0], metrics, strict=True):
-        plotting.grouped_bars(axis, [row for row in rows if row["metric"] == metric], "layer")
-        axis.set(title=plotting.metric_title(metric), ylabel="held-out score")
+    plotting.grouped_panels(axes[0], plotting.by_metric(rows), "layer")
     for line, setting in zip(axes[1:], settings, strict=True):
-        points = [row for row in varied_rows if row["setting"] == setting]
+        points = plotting.where(varied, setting=setting)
         # The bars have a value of this setting too.
-        names = {row["comparison"] for row in points}
-        own = [row for row in rows if row["layer"] == points[0]["layer"] and row["comparison"] in names]
-        points += [{**row, "value": run.config["sae"][setting]} for row in own]
-        numbers = all(isinstance(row["value"], int | float) for row in points)
+        layer, names, value = points[0]["layer"], plotting.column(points, "comparison"), run.config["sae"][setting]
+        points += [{**row, "value": value} for row in plotting.where(rows, layer=layer) if row["comparison"] in names]
         for axis, metric in zip(line, metrics, strict=True):
-            chosen = [row for row in points if row["metric"] == metric]
-            if numbers:
-                plotting.curves(axis, chosen, "value", log=2)
-            else:
-                plotting.grouped_bars(axis, chosen, "value")
-            axis.set(xlabel=f"{setting} of the SAEs, {points[0]['layer']}", ylabel="held-out score")
+            plotting.over_setting(axis, plotting.where(points, metric=metric), "value")
+            axis.set(xlabel=f"{setting} of the SAEs, {layer}", ylabel="held-out score")
     over = "images, for the networks and views at hand" if run.config["source"] else f"{rows[0]['n_seeds']} networks"
-    plotting.finish(figure, f"Bars: 95 % confidence interval over {over}")
-    plotting.save(figure, run.figure)
+    plotting.finish(figure, f"Bars: 95 % confidence interval over {over}", path=run.figure)
 
 
 if __name__ == "__main__":

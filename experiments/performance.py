@@ -159,8 +159,8 @@ def draw(results: dict[str, Any], run: Run) -> None:
     for probability, marker in markers.items():
         axes[0].scatter([], [], color="grey", marker=marker, label=f"features active with p = {probability:g}")
     steps = ", ".join(f"{length:,}" for length in lengths)
-    plotting.finish(figure, f"Larger marks: trained for longer ({steps} steps); {plotting.caption(results['rows'])}")
-    plotting.save(figure, run.figure)
+    caption = f"Larger marks: trained for longer ({steps} steps); {plotting.caption(results['rows'])}"
+    plotting.finish(figure, caption, path=run.figure)
 
 
 if __name__ == "__main__":

@@ -170,8 +170,7 @@ def draw(results: dict[str, Any], run: Run) -> None:
     n_seeds = rows[0]["n_seeds"]
     caption = f"Mean over {n_seeds} random arrangements; {spread}" if n_seeds > 1 else "1 random arrangement"
     legend = axes[0, 0].get_legend_handles_labels()[0]
-    plotting.finish(figure, caption + ("; rectified units" if config["rectified"] else ""), legend)
-    plotting.save(figure, run.figure)
+    plotting.finish(figure, caption + ("; rectified units" if config["rectified"] else ""), legend, path=run.figure)
 
 
 def edges(centres: np.ndarray) -> np.ndarray:

@@ -27,10 +27,11 @@ from ml_collections import ConfigDict
 
 import superpos as sp
 from experiments import command, toys
-from superpos import comparison, plotting
+from superpos import plotting
 from superpos.results import Run
 
 KINDS = {"sae": "", "random_sae": "random_"}  # trained and not; what stands before the names of its columns
+LABELS = {"recovery": "feature recovery (r)", "fvu": "variance unexplained", "soft_match": "soft-matching of seeds (r)"}
 
 
 def get_config() -> ConfigDict:
@@ -62,137 +63,95 @@ def ladder(config: ConfigDict, architecture: str) -> tuple[float, ...]:
     return config.sparsity.get(architecture, config.sparsity.get(of, ()))
 
 
-def sae(config: ConfigDict, n_hidden: int, architecture: str, n_latents: int, sparsity: Any) -> sp.sae.SparseAutoencoder:
-    """The SAE of a sparsity, which may be traced."""
-    options = {"architecture": architecture, **config.options.get(architecture, {})}
-    name = options.pop("architecture")
-    if name not in sp.sae.ARCHITECTURES:
-        raise ValueError(f"config names the architecture {name!r}; there are {', '.join(sp.sae.ARCHITECTURES)}.")
-    kind = sp.sae.ARCHITECTURES[name]
+def sae(config: ConfigDict, n_hidden: int, architecture: str, n_latents: int, rung: Any) -> sp.sae.SparseAutoencoder:
+    """The SAE at a rung of its ladder, which may be traced; a plain number is checked."""
+    values = ladder(config, architecture)
+    sparsity = values[rung] if isinstance(rung, int) else jnp.asarray(values)[jnp.asarray(rung, int)]
+    options, most = config.options.get(architecture, ConfigDict()).to_dict(), max(values)
     if "sparsity_warmup" in options:
         options["sparsity_warmup"] *= config.sae.steps
-    if "most" in kind.__dataclass_fields__:  # the largest of all k, where k is traced
-        options["most"] = max(ladder(config, architecture))
-    return kind(n_hidden, n_latents, **{kind.ladder[0]: sparsity}, **options)
-
-
-def rung_of(config: ConfigDict, architecture: str, rung: Any) -> Any:
-    """The sparsity at a rung, which may be traced."""
-    return jnp.asarray(ladder(config, architecture))[jnp.asarray(rung, int)]
+    return sp.sae.build(options.pop("architecture", architecture), n_hidden, n_latents, sparsity, most=most, **options)
 
 
 def train(config: ConfigDict, seed: Any, data: Any, n_hidden: int, architecture: str, n_latents: int, rung: Any) -> Any:
     """The SAE of one toy model, trained and before, and how good each is."""
-    settings = config.sae
+    settings, rate = config.sae, config.sae.learning_rate
     params = jax.tree.map(lambda leaf: leaf[seed], data["toys"][str(n_hidden)])
-    model = sae(config, n_hidden, architecture, n_latents, rung_of(config, architecture, rung))
-    key = jax.random.fold_in(jax.random.fold_in(data["keys"][seed], n_hidden), n_latents)
-    init_key, fit_key = jax.random.split(key)
-    start_key = jax.random.fold_in(data["start_key"], seed)
+    model = sae(config, n_hidden, architecture, n_latents, rung)
+    init_key, fit_key = jax.random.split(jax.random.fold_in(jax.random.fold_in(data["keys"][seed], n_hidden), n_latents))
 
     def sample(key, n):
         return toys.toy(config, n_hidden).encode(params, toys.features(config).sample(key, n))
 
-    start = sp.training.start(model, init_key, lambda: sample(start_key, settings.batch_size))
-    schedule = optax.warmup_cosine_decay_schedule(
-        settings.learning_rate if settings.warmup == 0 else 0.0, settings.learning_rate, settings.warmup, settings.steps
-    )
-    trained, _ = sp.fit(
-        model,
-        fit_key,
-        sample,
-        data_key=data["sae_key"],
-        params=start,
-        steps=settings.steps,
-        batch_size=settings.batch_size,
-        optimizer=optax.adam(schedule),
-    )
+    start = sp.training.start(model, init_key, lambda: sample(jax.random.fold_in(data["start_key"], seed), settings.batch_size))
+    schedule = optax.warmup_cosine_decay_schedule(0.0 if settings.warmup else rate, rate, settings.warmup, settings.steps)
+    options = {"steps": settings.steps, "batch_size": settings.batch_size, "optimizer": optax.adam(schedule)}
+    trained, _ = sp.fit(model, fit_key, sample, data_key=data["sae_key"], params=start, **options)
+
+    def batch(i):
+        z = toys.batch(config, data["measure_key"], i)
+        return toys.toy(config, n_hidden).encode(params, z), z
+
+    def measure(params):
+        report = sp.evaluation.evaluate_batches(model, params, batch, toys.n_batches(config))
+        recovered = report.recovery["feature_recovery"].mean
+        return {"recovery": recovered, "l0": report.l0, "fvu": report.fvu, "dead": report.dead}
+
     saes = jax.tree.map(lambda *leaves: jnp.stack(leaves), trained, start)  # in the order of KINDS
-    measures = lax.map(lambda one: measure(config, model, one, params, data["measure_key"]), saes)
-    return {"toy": params, "saes": saes, **measures}
-
-
-def measure(config: ConfigDict, model: sp.sae.SparseAutoencoder, params: Any, toy: Any, key: Any) -> dict[str, Any]:
-    """Recovery, active latents, unexplained variance and dead latents of one SAE: a number each."""
-
-    def add(sums, i):
-        z = toys.batch(config, key, i)
-        x = toys.toy(config, model.n_inputs).encode(toy, z)
-        h = model.encode(params, x)
-        return sp.evaluation.update(sums, x, h, model.decode(params, h, x), z), None
-
-    sums = sp.evaluation.init(model.n_inputs, model.n_latents, config.features.n_features)
-    report = sp.evaluation.report(lax.scan(add, sums, jnp.arange(toys.n_batches(config)))[0])
-    return {"recovery": report.recovery["feature_recovery"].mean, "l0": report.l0, "fvu": report.fvu, "dead": report.dead}
+    return {"toy": params, "saes": saes, **lax.map(measure, saes)}
 
 
 def score(
     config: ConfigDict, a: Any, b: Any, eval_key: Any, n_hidden: int, architecture: str, n_latents: int, rung: Any
-) -> dict[str, Any]:
-    """Alignment of the latents of two seeds: `{metric: (kinds,)}`."""
-    model = sae(config, n_hidden, architecture, n_latents, rung_of(config, architecture, rung))
+) -> Any:
+    """Alignment of the latents of two seeds: `{metric: (kinds,)}`, and the largest duality gap."""
+    model = sae(config, n_hidden, architecture, n_latents, rung)
 
-    def read(state, z):
+    def see(state, z):
         x = toys.toy(config, n_hidden).encode(state["toy"], z)
-        saes = [jax.tree.map(lambda leaf, i=i: leaf[i], state["saes"]) for i in range(len(KINDS))]
-        return {kind: model.encode(params, x) for kind, params in zip(KINDS, saes, strict=True)}
+        return {kind: model.encode(jax.tree.map(lambda leaf, i=i: leaf[i], state["saes"]), x) for i, kind in enumerate(KINDS)}
 
-    def encode(i):
-        z = toys.batch(config, eval_key, i)
-        return read(a, z), read(b, z)
-
-    comparisons = [f"{kind}->{kind}" for kind in KINDS]
-    return comparison.score_batches(encode, toys.n_batches(config), comparisons, config.metrics, config.eval.n_folds)[0]
+    return toys.score(config, [f"{kind}->{kind}" for kind in KINDS], config.metrics, a, b, eval_key, see)
 
 
 def compute(config: ConfigDict, run: Run) -> dict[str, Any]:
     """Trains toy models, then all SAEs on them, and tabulates."""
     toys.check(config)
-    rungs = {len(ladder(config, name)) if ladder(config, name) else 0 for name in config.architectures}
+    rungs = {len(ladder(config, name)) for name in config.architectures}
     for name, n_latents in itertools.product(config.architectures, config.n_latents):
-        for sparsity in ladder(config, name) or (1,):  # as plain numbers, which are checked
-            sae(config, 1, name, n_latents, sparsity)
+        for rung in range(len(ladder(config, name))):
+            sae(config, 1, name, n_latents, rung)
     if len(rungs) != 1 or not min(rungs):
         raise ValueError("config.sparsity needs a ladder of the same length for each of config.architectures, at least one.")
     init_key, data_key, eval_key = jax.random.split(jax.random.key(config.seed), 3)  # the models of toy_alignment
     sae_key, start_key, measure_key = jax.random.split(jax.random.fold_in(data_key, 6), 3)
-    keys = jax.random.split(init_key, config.n_seeds)
-    data = {"keys": keys, "sae_key": sae_key, "start_key": start_key, "measure_key": measure_key}
+    data = {"sae_key": sae_key, "start_key": start_key, "measure_key": measure_key}
+    data["keys"] = jax.random.split(init_key, config.n_seeds)
     names = ["neuron", "sae", "random_sae", "oracle", *["supervised"] * bool(config.supervised.steps)]
-    of_models = ConfigDict({**config.to_dict(), "sae": config.published.to_dict(), "options": {}})
+    study = ConfigDict({**config.to_dict(), "sae": config.published.to_dict(), "options": {}})
     grid = {"n_hidden": config.n_hidden, "architecture": config.architectures, "n_latents": config.n_latents}
     # Whatever is wrong with the settings shows here, before anything is written.
-    for values in itertools.product(*grid.values()):
-        point = {**dict(zip(grid, values, strict=True)), "rung": 0.0}
+    points = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
+    for point in points:
         blank = jax.tree.map(lambda leaf: leaf[None], toys.toy(config, point["n_hidden"]).init(init_key))
-        state = jax.eval_shape(partial(train, config, **point), 0, {**data, "toys": {str(point["n_hidden"]): blank}})
-        jax.eval_shape(partial(score, config, **point), state, state, eval_key)
+        data["toys"] = {str(point["n_hidden"]): blank}
+        state = jax.eval_shape(partial(train, config, **point, rung=0.0), 0, data)
+        jax.eval_shape(partial(score, config, **point, rung=0.0), state, state, eval_key)
     widths = {"n_hidden": config.n_hidden}
-    models = toys.sweep(of_models, run, partial(toys.train, of_models, names), widths, workdir=run.path / "models")
+    models = toys.sweep(study, run, partial(toys.train, study, names), widths, workdir=run.path / "models")
     data["toys"] = {str(n_hidden): models.load(n_hidden=n_hidden)["toy"] for n_hidden in config.n_hidden}
-    saes = sp.sweep(
-        partial(train, config),
-        {**grid, "rung": [float(rung) for rung in range(min(rungs))]},
-        np.arange(config.n_seeds),
-        score=partial(score, config),
-        pairs="unordered",
-        data_key=data,
-        eval_key=eval_key,
-        chunk=config.chunk or None,
-        workdir=run.path / "saes",
-    )
+    grid["rung"] = [float(rung) for rung in range(min(rungs))]
+    options: dict[str, Any] = {"data_key": data, "eval_key": eval_key, "chunk": config.chunk or None}
+    options |= {"score": partial(score, config), "pairs": "unordered", "workdir": run.path / "saes"}
+    saes = sp.sweep(partial(train, config), grid, np.arange(config.n_seeds), **options)
     rows = []
-    for values, rung in itertools.product(itertools.product(*grid.values()), range(min(rungs))):
-        point = dict(zip(grid, values, strict=True))
-        at = {**point, "rung": float(rung)}
+    for point, rung in itertools.product(points, range(min(rungs))):
+        at, sparsity = {**point, "rung": float(rung)}, ladder(config, point["architecture"])[rung]
         row = tabulate(config, saes.load(**at), saes.scores.sel(at))
-        rows.append({**point, "sparsity": ladder(config, point["architecture"])[rung], **row, "n_seeds": config.n_seeds})
-    return run.finish(
-        rows,
-        {stage: models.seconds[stage] + saes.seconds[stage] for stage in ("compile", "run")},
-        recovery=toys.recovery_rows(config, names, models.states),
-        n_scored=toys.n_batches(config) * config.eval.batch_size,
-    )
+        rows.append({**point, "sparsity": sparsity, **row, "n_seeds": config.n_seeds})
+    seconds = {stage: models.seconds[stage] + saes.seconds[stage] for stage in ("compile", "run")}
+    recovery = toys.recovery_rows(config, names, models.states)
+    return run.finish(rows, seconds, recovery=recovery, n_scored=toys.n_batches(config) * config.eval.batch_size)
 
 
 def tabulate(config: ConfigDict, state: Any, scores: Any) -> dict[str, Any]:
@@ -201,9 +160,8 @@ def tabulate(config: ConfigDict, state: Any, scores: Any) -> dict[str, Any]:
     for i, (kind, prefix) in enumerate(KINDS.items()):
         summaries = {"recovery": sp.stats.over_seeds(state["recovery"][:, i])}
         for metric in sp.metrics.resolve(config.metrics):
-            square = np.full((config.n_seeds, config.n_seeds), np.nan)
             pairs = scores[metric.name].transpose("pair", ...)
-            square[pairs.source, pairs.target] = pairs.values[..., i]
+            square = sp.stats.square(pairs.values[..., i], pairs.source, pairs.target, config.n_seeds)
             summaries[metric.name] = sp.stats.over_pairs(square, symmetric=True)
         row[f"{prefix}l0"] = float(np.mean(state["l0"][:, i]))
         if kind == "sae":
@@ -214,50 +172,27 @@ def tabulate(config: ConfigDict, state: Any, scores: Any) -> dict[str, Any]:
     return row
 
 
-LABELS = {"recovery": "feature recovery (r)", "fvu": "variance unexplained", "soft_match": "soft-matching of seeds (r)"}
-
-
 def draw(results: dict[str, Any], run: Run) -> None:
     """The figure: recovery, unexplained variance and alignment against active latents, a column a width."""
-    widths = list(dict.fromkeys(row["n_hidden"] for row in results["rows"]))
-    several = len({row["n_latents"] for row in results["rows"]}) > 1
-    rows = [
-        {**row, "line": row["architecture"] + (f", {row['n_latents']} latents" if several else "")} for row in results["rows"]
-    ]
-    metrics = run.config["metrics"]
-    names = ["recovery", "fvu", *([metrics] if isinstance(metrics, str) else metrics)]
+    rows, widths = results["rows"], plotting.column(results["rows"], "n_hidden")
+    several = len(plotting.column(rows, "n_latents")) > 1
+    rows = [{**row, "line": row["architecture"] + f", {row['n_latents']} latents" * several} for row in rows]
+    names = ["recovery", "fvu", *(metric.name for metric in sp.metrics.resolve(run.config["metrics"]))]
     figure, axes = plotting.panels(len(names), len(widths), (1 + 3.6 * len(widths), 0.9 + 2.6 * len(names)), sharex="col")
-    for (line, name), (axis_number, n_hidden) in itertools.product(zip(axes, names, strict=True), enumerate(widths)):
-        axis = line[axis_number]
-        chosen = [row for row in rows if row["n_hidden"] == n_hidden]
-        shown = [{**row, "mean": row[name], "ci95": row[f"{name}_ci95"]} for row in chosen]
-        plotting.curves(axis, shown, "l0", "line", log=2, linestyle="-")
+    small: dict[str, Any] = {"linestyle": "--", "linewidth": 0.8, "marker": ".", "markersize": 3, "label": None}
+    for (line, name), (i, n_hidden) in itertools.product(zip(axes, names, strict=True), enumerate(widths)):
+        axis, chosen = line[i], plotting.where(rows, n_hidden=n_hidden)
+        plotting.curves(axis, plotting.of_column(chosen, name, f"{name}_ci95"), "l0", "line", log=2, linestyle="-")
         if f"random_{name}" in chosen[0]:
-            untrained = [{**row, "mean": row[f"random_{name}"], "ci95": None} for row in chosen]
-            small: dict[str, Any] = {"linestyle": "--", "linewidth": 0.8, "marker": ".", "markersize": 3, "label": None}
-            plotting.curves(axis, untrained, "random_l0", "line", log=2, **small)
+            plotting.curves(axis, plotting.of_column(chosen, f"random_{name}"), "random_l0", "line", log=2, **small)
         if name == "recovery":
-            _across(axis, [row for row in results["recovery"] if row["n_hidden"] == n_hidden and row["units"] != "random_sae"])
+            others = [row for row in plotting.where(results["recovery"], n_hidden=n_hidden) if row["units"] != "random_sae"]
+            plotting.across(axis, others, {"sae": "published SAE"})
             axis.set_title(f"{n_hidden} hidden units")
         axis.xaxis.set_major_formatter("{x:g}")
-        axis.set_ylim(bottom=0)
-        axis.set_xlabel("active latents a sample (L0)" if name == names[-1] else "")
+        axis.set(ylim=(0, None), xlabel="active latents a sample (L0)" if name == names[-1] else "")
         line[0].set_ylabel(LABELS.get(name, name))
-    plotting.finish(figure, plotting.caption(rows))
-    plotting.save(figure, run.figure)
-
-
-def _across(axis, rows):
-    """A line across for each way to read the same models, with its name at the right."""
-    rows = sorted(rows, key=lambda row: row["mean"], reverse=True)
-    apart, above = 0.035 * rows[0]["mean"], float("inf")  # names of lines that lie closer than this stand below each other
-    for row in rows:
-        look = plotting.style(row["units"])
-        axis.axhline(row["mean"], color=look["color"], linestyle=":", linewidth=1)
-        above = min(row["mean"], above - apart)
-        name = "published SAE" if row["units"] == "sae" else look["label"]
-        place = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
-        axis.annotate(name, (1, above), (2, -2), fontsize=7, color="#444444", **place)
+    plotting.finish(figure, plotting.caption(rows), path=run.figure)
 
 
 if __name__ == "__main__":

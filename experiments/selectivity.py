@@ -11,7 +11,6 @@ the same is true, leaves of the difference, and at components (signed_pca, ica),
 stands for a part of a category has a low d' for the whole of it.
 """
 
-import functools
 import time
 from typing import Any, NamedTuple
 
@@ -99,20 +98,21 @@ def make(config: ConfigDict, run: Run) -> tuple[Material, list[dict[str, Any]]]:
         raise ValueError(f"config.network.position must be mean or all, got {settings.position!r}.")
     model, each = Classifier(CNN(TASK.n_classes, tuple(settings.widths))), jax.random.split(networks_key, config.n_seeds)
     train = seeds.trainer(model, TASK, **{name: settings[name] for name in ("steps", "batch_size", "learning_rate")})
-    part_keys = [jax.random.fold_in(images_key, i) for i in range(2)]
+    training_key, scored_key = (jax.random.fold_in(images_key, i) for i in range(2))
 
-    def look(params: Any) -> list[Any]:
+    def look(params: Any) -> dict[str, Any]:
         see = functools.partial(seeds.activations, layers=(settings.layer,), positions=settings.position)
-        parts = zip(part_keys, (settings.n_train, settings.n_scored), strict=True)
-        return [see(model, TASK, params, key, n)[settings.layer] for key, n in parts]
+        parts = {"training": (training_key, settings.n_train), "scored": (scored_key, settings.n_scored)}
+        return {part: see(model, TASK, params, *images)[settings.layer] for part, images in parts.items()}
 
     with command.naming(config, layers="network.layer"):
         shapes = jax.eval_shape(lambda: look(jax.vmap(train, (0, None))(each, task_key)["params"]))
-    known = TASK.sets(np.asarray(seeds.classes(TASK, part_keys[1], settings.n_scored))), np.arange(settings.n_scored)
-    planned(config, Material(*shapes, *known))  # what is wrong with the settings shows before anything is written
+    sets = TASK.sets(np.asarray(seeds.classes(TASK, scored_key, settings.n_scored)))
+    known: dict[str, Any] = {"sets": sets, "numbers": np.arange(settings.n_scored)}
+    planned(config, Material(**shapes, **known))  # what is wrong with the settings shows before anything is written
     run.claim()
     trained = sp.sweep(train, {}, each, data_key=task_key, chunk=config.chunk or None, workdir=run.path / "networks").load()
-    return Material(*jax.jit(look)(trained["params"]), *known), [sp.stats.over_seeds(trained["accuracy"])]
+    return Material(**jax.jit(look)(trained["params"]), **known), [sp.stats.over_seeds(trained["accuracy"])]
 
 
 def planned(config: ConfigDict, material: Material) -> tuple[dict[str, views.View], tuple[np.ndarray, ...]]:
@@ -139,18 +139,17 @@ def compute(config: ConfigDict, run: Run) -> dict[str, Any]:
     made_at, n_networks = time.perf_counter(), len(material.scored)
 
     def measure(seed: Any, data: dict[str, Any]) -> dict[str, Any]:
-        parts = [data[part][jnp.minimum(seed, n_networks - 1)] for part in ("training", "scored")]
-        return sp.selectivity.of_views(chosen, jax.random.fold_in(data["key"], seed), *parts, material.sets, halves)
+        training, scored = (data[part][jnp.minimum(seed, n_networks - 1)] for part in ("training", "scored"))
+        return sp.selectivity.of_views(chosen, jax.random.fold_in(data["key"], seed), training, scored, material.sets, halves)
 
     data = {"key": keys_of(config)[3], "training": material.training, "scored": material.scored}
-    options = {"chunk": config.chunk or None, "workdir": run.path / "views"}
+    options: dict[str, Any] = {"chunk": config.chunk or None, "workdir": run.path / "views"}
     swept = sp.sweep(measure, {}, np.arange(config.n_seeds), data_key=data, **options).load()
     # A view that is not random has one fit to the activations of one network.
     n_fits = {name: config.n_seeds if view.random else n_networks for name, view in chosen.items()}
     d = {name: {of: one[: n_fits[name]] for of, one in swept["d"][name].items()} for name in chosen}
     of_first = {name: of_sets[next(iter(material.sets))] for name, of_sets in d.items()}
-    fits, shown = jax.tree.map(lambda leaf: jnp.asarray(leaf[0]), (swept["fits"], material.scored))
-    shown = shown[halves[1]]
+    fits, shown = jax.tree.map(lambda leaf: jnp.asarray(leaf[0]), swept["fits"]), jnp.asarray(material.scored[0][halves[1]])
     flat, of_shown = shown.reshape(-1, shown.shape[-1]), {name: chosen[name] for name in SHOWN if name in chosen}
     units = {name: k.reshape(*shown.shape[:2], -1) for name, k in views.encode_all(of_shown, fits, flat).items()}
     first = {name: of_seeds[0] for name, of_seeds in of_first.items()}
@@ -180,11 +179,10 @@ def draw(results: dict[str, Any], run: Run) -> None:
         bars = [{**row, "mean": row[number], "ci95": row[f"{number}_ci95"]} for row in rows]
         plotting.grouped_bars(axis, bars, "set", "units")
         axis.set(ylabel=label, xlabel="categories")
-    plotting.finish(figure, f"{results['n_scored']} images; {plotting.caption(rows)}")
-    plotting.save(figure, run.figure)
+    plotting.finish(figure, f"{results['n_scored']} images; {plotting.caption(rows)}", path=run.figure)
     if config.activations and not config.images:
         return
-    top, key = results["top"]["rows"], jax.random.fold_in(keys_of(config)[2], 1)
+    top, key = results["top"]["rows"], seeds.part_key(keys_of(config)[2], 1)
     made = {} if config.images else seeds.images(TASK, key, (number for row in top for number in row["images"]))
     image = Images(config.images).thumbnail if config.images else made.__getitem__
     plotting.image_grid(

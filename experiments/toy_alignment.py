@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 import superpos as sp
 from experiments import COMPARISONS, command, toys
 from superpos import plotting
-from superpos.comparison import ends
+from superpos.comparison import ends, views_of
 from superpos.results import Run
 
 
@@ -35,8 +35,7 @@ def get_config() -> ConfigDict:
 
 def views(config: ConfigDict) -> list[str]:
     """All views that are compared, and the supervised network, which only recovers features."""
-    compared = [name for comparison in config.comparisons for name in ends(comparison)]
-    return list(dict.fromkeys([*compared, *["supervised"] * bool(config.supervised.steps)]))
+    return list(dict.fromkeys([*views_of(config.comparisons), *["supervised"] * bool(config.supervised.steps)]))
 
 
 def compute(config: ConfigDict, run: Run) -> dict[str, Any]:
@@ -89,8 +88,7 @@ def draw(results: dict[str, Any], run: Run) -> None:
         axis.set_ylim(min(0, axis.get_ylim()[0]), 1)
     axes[0].set_ylabel("mean over pairs of seeds, held out")
     axes[-1].set_ylabel("highest correlation with any unit")
-    plotting.finish(figure, plotting.caption(rows))
-    plotting.save(figure, run.figure)
+    plotting.finish(figure, plotting.caption(rows), path=run.figure)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ import optax
 from ml_collections import ConfigDict
 
 import superpos as sp
+from experiments import command
 from superpos import comparison
 from superpos.results import Run
 from superpos.views import SAE, VIEWS, View, encode_all, fit_all, shared
@@ -33,8 +34,7 @@ def get_config() -> ConfigDict:
     config.chunk = 0  # models, and pairs of models, in flight at once; 0: as many as fit into memory
     config.features = ConfigDict({"n_features": 64, "probability": 0.1, "importance_exponent": 2.0})
     config.toy = ConfigDict({"steps": 10_000, "batch_size": 1024, "learning_rate": 1e-3, "weight_decay": 0.01})
-    optimisation = {"steps": 8_000, "batch_size": 1024, "learning_rate": 1e-3, "weight_decay": 0.01}
-    config.sae = ConfigDict({**sp.sae.PUBLISHED, "n_latents": 64, "k": 7, **optimisation})
+    config.sae = ConfigDict({**sp.sae.PUBLISHED, "n_latents": 64, "k": 7, **config.toy.to_dict(), "steps": 8_000})
     # Sparse inference: elastic net with features in 0 to 1. Of these penalties, and ridges in these ratios to them, those are
     # taken that recover features best from samples of their own.
     tried = {"penalties": (0.003, 0.03, 0.1, 0.3), "ridge_ratios": (0.0, 1.0, 3.0)}
@@ -50,13 +50,9 @@ def get_config() -> ConfigDict:
 
 def check(config: ConfigDict, n_seeds: int = 2) -> None:
     """Refuses settings that no experiment with toy models takes, before anything is traced."""
-    if config.n_seeds < n_seeds:
-        pair = ", to have a pair to compare" if n_seeds == 2 else ""
-        raise ValueError(f"config.n_seeds must be at least {n_seeds}{pair}, got {config.n_seeds}.")
+    command.at_least(config, {"n_seeds": n_seeds, "chunk": 0})  # two, to have a pair to compare
     if not config.n_hidden:
         raise ValueError("config.n_hidden is empty: name at least one width.")
-    if config.chunk < 0:
-        raise ValueError(f"config.chunk must be at least 0, got {config.chunk}.")
     if not 0 < config.features.get("probability", 1) <= 1:
         raise ValueError(f"config.features.probability must be above 0 and at most 1, got {config.features.probability}.")
     scored = config.get("eval")
@@ -127,7 +123,8 @@ def train(config: ConfigDict, names: Sequence[str], key: Any, data_key: Any, n_h
         return read(config, names, state, z), z
 
     fits = fit_all(made, keys, units, n_hidden, data_key=data_keys)
-    state = {"toy": params, "views": fits, "toy_loss": history["loss"][-100:].mean()}
+    learned = {name: fit for name, fit in fits.items() if jax.tree.leaves(fit)}  # what a checkpoint keeps
+    state = {"toy": params, "views": learned, "toy_loss": history["loss"][-100:].mean()}
     return {**state, "recovery": comparison.recover_batches(encode, n_batches(config))}
 
 
@@ -135,13 +132,13 @@ def read(config: ConfigDict, names: Sequence[str], state: Any, z: Any) -> dict[s
     """What views read in the hidden units of one model that is shown features."""
     weights = state["toy"]["W"]
     hidden = toy(config, weights.shape[1]).encode(state["toy"], z)
-    return encode_all(views(config, names, weights), state["views"], hidden)
+    made = views(config, names, weights)
+    return encode_all(made, {**{name: {} for name in shared(made)}, **state["views"]}, hidden)
 
 
 def n_batches(config: ConfigDict) -> int:
-    """Each fold is a run of batches of its own: samples are independent, so any split is as good as a shuffled one."""
-    settings = config.eval
-    return settings.n_folds * -(-settings.n_samples // (settings.n_folds * settings.batch_size))
+    """How many batches are scored."""
+    return comparison.whole_batches(config.eval.n_samples, config.eval.batch_size, config.eval.n_folds)
 
 
 def batch(config: ConfigDict, key: Any, i: Any) -> Any:
@@ -149,13 +146,15 @@ def batch(config: ConfigDict, key: Any, i: Any) -> Any:
     return features(config).sample(jax.random.fold_in(key, i), config.eval.batch_size)
 
 
-def score(config: ConfigDict, comparisons: Sequence[str], metrics: Any, a: Any, b: Any, eval_key: Any) -> dict[str, Any]:
-    """Mean score of one pair of models: `{metric: (comparisons,)}`, and the largest duality gap."""
-    names = list(dict.fromkeys(name for compared in comparisons for name in comparison.ends(compared)))
+def score(
+    config: ConfigDict, comparisons: Sequence[str], metrics: Any, a: Any, b: Any, eval_key: Any, see: Callable | None = None
+) -> dict[str, Any]:
+    """Mean score of a pair, `{metric: (comparisons,)}`, and the largest duality gap; `see(state, z)` reads views, as `read`."""
+    see = see or partial(read, config, comparison.views_of(comparisons))
 
     def encode(i):
         z = batch(config, eval_key, i)
-        return read(config, names, a, z), read(config, names, b, z)
+        return see(a, z), see(b, z)
 
     scores, gap = comparison.score_batches(encode, n_batches(config), comparisons, metrics, config.eval.n_folds)
     return {**scores, "gap": gap}
@@ -185,20 +184,14 @@ def sweep(
         asked = {name: value for name, value in point.items() if name in inspect.signature(score).parameters}
         jax.eval_shape(partial(score, **asked), state, state, eval_key)
     run.claim()
-    return sp.sweep(
-        train,
-        grid,
-        jax.random.split(init_key, config.n_seeds),
-        score=score,
-        **{"data_key": data_key, "eval_key": eval_key, "chunk": config.chunk or None, "workdir": run.path / "sweep", **options},
-    )
+    own = {"data_key": data_key, "eval_key": eval_key, "chunk": config.chunk or None, "workdir": run.path / "sweep"}
+    return sp.sweep(train, grid, jax.random.split(init_key, config.n_seeds), score=score, **{**own, **options})
 
 
 def recovery_rows(config: ConfigDict, names: Sequence[str], states: Any) -> list[dict[str, Any]]:
     """Rows of feature recovery, statistics over seeds of the mean over features; `states` are those of a sweep of `train`."""
     rows = []
-    for n_hidden in config.n_hidden:
-        for name in names:
-            recovery = states[f"recovery.{name}"].sel(n_hidden=n_hidden)
-            rows.append({"n_hidden": n_hidden, "units": name, **sp.stats.over_seeds(recovery.mean(recovery.dims[-1]).values)})
+    for n_hidden, name in itertools.product(config.n_hidden, names):
+        recovery = states[f"recovery.{name}"].sel(n_hidden=n_hidden)
+        rows.append({"n_hidden": n_hidden, "units": name, **sp.stats.over_seeds(recovery.mean(recovery.dims[-1]).values)})
     return rows

@@ -13,11 +13,12 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, Key
 
-from superpos import brain, data
+from superpos import arrangements, brain, data
 from superpos import folds as folds_lib
 from superpos.images import Images
+from superpos.linalg import matmul
 from superpos.results import did_you_mean
-from superpos.views import View
+from superpos.views import Oracle, View
 
 # What is done to the positions of an image once it is encoded: `(images, positions, k)` to `(images, k)`.
 POOLS: dict[str, Callable[[Array], Array]] = {
@@ -85,6 +86,32 @@ def recorded(recording: Any, minimum: float = 0.1, **fields: Any) -> Side:
     return Side(recording.responses, names=recording.images, hashes=hashes, reliability=reliability, **fields)
 
 
+def superposed(
+    key: Key[Array, ""],
+    features: Float[Array, "samples features"],
+    n_units: int,
+    *,
+    upper: float = np.inf,
+    steps: int = 500,
+    **options: Any,
+) -> Side:
+    """Features in superposition as a side: units that mix them in a random arrangement of unit norm, with the oracle as a view.
+
+    Args:
+        key: draws the arrangement.
+        features: `(samples, n_features)`.
+        n_units: the fewer, the more superposed.
+        upper, steps, **options: of the `superpos.views.Oracle`, which knows the arrangement; it needs a `penalty`.
+
+    >>> side = superposed(jax.random.key(0), jnp.ones((5, 8)), 3, penalty=0.01)
+    >>> side.x.shape, list(side.views)
+    ((5, 3), ['oracle'])
+    """
+    mixing = arrangements.unit_norm(key, features.shape[1], n_units)
+    oracle = Oracle(mixing, upper=upper, steps=steps, **options)
+    return Side(np.asarray(matmul(features, mixing)), views={"oracle": oracle})
+
+
 class Divided(NamedTuple):
     """All sides on the same images, divided into samples that fit views and samples that are scored.
 
@@ -124,7 +151,7 @@ def divide(
     *,
     fitted: Sequence[str] = (),
     split: float = 0.5,
-    folds: int | ArrayLike | None = 5,
+    folds: int | ArrayLike | str | os.PathLike | None = 5,
     groups: ArrayLike | None = None,
     pool: str | None = None,
     pairs: Sequence[tuple[str, str]] = (),
@@ -137,7 +164,7 @@ def divide(
         fitted: the sides on which views are fitted.
         split: share of the groups that fit views, where one of `fitted` has no samples of its own to train on; they are scored
             on no side.
-        folds: number of folds, or the fold of each row, -1 for one that is not scored.
+        folds: number of folds, or the fold of each row, -1 for one that is not scored: an array, or its path.
         groups: `(rows,)` integers: rows of one group are neither divided between fitting and scoring nor between folds.
         pool: what is done to positions, a name out of `POOLS`; None: each position is a sample.
         pairs: of sides that are compared, and so must have the same positions where these are not pooled.
@@ -161,6 +188,8 @@ def divide(
     named_groups = _groups(sources, rows, groups, n_rows)
     own = {name: _own(name, side, sources[name]) for name, side in sides.items()}
 
+    if isinstance(folds, str | os.PathLike):
+        folds = np.asarray(data.load(os.fspath(folds)))
     given = None if folds is None or isinstance(folds, int | np.integer) else np.asarray(folds)
     if given is not None and given.shape != (len(sources[first].array),):
         raise ValueError(f"folds must be one a row, ({len(sources[first].array)},), got shape {given.shape}.")
@@ -292,7 +321,7 @@ def _read(name: str, side: Side, value: Any) -> _Source:
             f"{name} must be finite, but {where} holds {array.size - np.isfinite(array).sum()} NaN or infinite values."
         )
     names = side.names if value is side.x or path == _path(side.x) else None
-    hashes = side.hashes if value is side.x or path == _path(side.x) else None
+    hashes: Any = side.hashes if value is side.x or path == _path(side.x) else None
     position = None
     if told is not None:
         names = told["images"] if names is None else names
@@ -457,18 +486,17 @@ def _refuse_scored(
                 raise ValueError(f"{name}_train must hold images that are not scored, but {path} has {len(common)} that are.")
         common_rows = _in_both(sources[name].array[rows[name][scored]], others)
         if common_rows:
-            raise ValueError(f"{name}_train must hold samples that are not scored, but {common_rows} of its rows are.")
+            raise ValueError(f"{name}_train must hold samples that are not scored, but {common_rows} of its images are.")
 
 
 def _in_both(scored: np.ndarray, training: np.ndarray) -> int:
-    """How many rows are in both. Those that are scored more than once say nothing: silent units make rows alike.
+    """How many images are in both, where they are more than one in a hundred: silent or flat ones are alike by chance.
 
-    Neither do rows of which most values are the same few: they may be alike by chance.
+    So are images of values that are few.
     """
     some = scored.ravel()[:10_000]
-    if 2 * len(np.unique(some)) <= len(some):
+    if 2 * len(np.unique(some)) <= len(some) or scored.shape[1:] != training.shape[1:]:
         return 0
-    rows, others = (array.reshape(-1, array.shape[-1]) for array in (scored, training))
-    counts = Counter(row.tobytes() for row in np.ascontiguousarray(rows))
-    single = {row for row, count in counts.items() if count == 1}
-    return len(single.intersection(row.tobytes() for row in np.ascontiguousarray(others)))
+    images = {image.tobytes() for image in np.ascontiguousarray(scored)}
+    common = len(images.intersection(image.tobytes() for image in np.ascontiguousarray(training)))
+    return common if 100 * common > len(images) else 0

@@ -212,6 +212,27 @@ def scale_units(key: Key[Array, ""], arrangement: Arrangement, spread: ArrayLike
     return arrangement * jnp.exp(spread * jax.random.normal(key, (arrangement.shape[1],)))
 
 
+def varied_pair(
+    key: Key[Array, ""], n_features: int, n_units: int, fraction: ArrayLike = jnp.inf, spread: ArrayLike = 0.0
+) -> tuple[Arrangement, Arrangement]:
+    """Two Gaussian arrangements: the second is the first rotated, its units in another order and scaled; or a new one.
+
+    Args:
+        key: draws all of it.
+        n_features, n_units: static sizes.
+        fraction: of a `rotation`, may be traced; infinite: the second is new.
+        spread: of `scale_units`.
+
+    >>> a, b = varied_pair(jax.random.key(0), 6, 4, fraction=0.0)
+    >>> bool(jnp.allclose(jnp.sort(a, axis=1), jnp.sort(b, axis=1)))
+    True
+    """
+    keys = jax.random.split(key, 5)
+    a, new = (gaussian(key, n_features, n_units) for key in keys[:2])
+    turned = permute_units(keys[3], matmul(a, rotation(keys[2], n_units, fraction)))
+    return a, jnp.where(jnp.isinf(fraction), new, scale_units(keys[4], turned, spread))
+
+
 # Geometry
 
 

@@ -113,6 +113,15 @@ def fingerprint(path: str) -> str:
     return hashlib.sha256("".join(f"{part.relative_to(file)} {_sha256(part)}\n" for part in parts).encode()).hexdigest()
 
 
+def fingerprints(paths: str | Sequence[str]) -> str | list[str]:
+    """The `fingerprint` of one path, or of each of several.
+
+    >>> fingerprints(["nowhere.npy"])
+    ['']
+    """
+    return fingerprint(paths) if isinstance(paths, str) else [fingerprint(path) for path in paths]
+
+
 def _sha256(file: Path) -> str:
     with file.open("rb") as content:
         return hashlib.file_digest(content, "sha256").hexdigest()

@@ -4,7 +4,7 @@
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -108,6 +108,36 @@ def evaluate(
     if whole < len(x):
         sums, _ = add(sums, jax.tree.map(lambda leaf: leaf[whole:], (x, z)))
     return report(sums)
+
+
+def evaluate_batches(
+    sae: SparseAutoencoder,
+    params: Params,
+    batch: Callable[[Array], tuple[Float[Array, "n inputs"], Float[Array, "n features"] | None]],
+    n_batches: int,
+) -> Report:
+    """`evaluate` on samples that are made batch by batch in the program. `jit` it, and `vmap` it over `params`.
+
+    Args:
+        sae, params: as in `evaluate`.
+        batch: `batch(i)` gives samples, and their true features, or None where these are not known.
+        n_batches: static.
+
+    >>> from superpos.sae import Vanilla
+    >>> sae = Vanilla(2, 3)
+    >>> ones = lambda i: (jnp.ones((4, 2)), None)
+    >>> evaluate_batches(sae, sae.init(jax.random.key(0)), ones, 2).density.shape
+    (3,)
+    """
+    _, z = jax.eval_shape(batch, jax.ShapeDtypeStruct((), jnp.int32))
+
+    def add(sums: Sums, i: Array) -> tuple[Sums, None]:
+        x, z = batch(i)
+        h = sae.encode(params, x)
+        return update(sums, x, h, sae.decode(params, h, x), z), None
+
+    sums = init(sae.n_inputs, sae.n_latents, None if z is None else z.shape[1])
+    return report(lax.scan(add, sums, jnp.arange(n_batches))[0])
 
 
 def init(n_inputs: int, n_latents: int, n_features: int | None = None) -> Sums:

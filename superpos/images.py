@@ -93,6 +93,16 @@ class Images:
             raise ValueError(f"Image {name} in {self.path} must have 8 bits a channel, got Pillow's mode {image.mode}.")
         return image.convert("RGB")
 
+    def named(self, name: str) -> Any:
+        """The image of a name.
+
+        Raises:
+            ValueError: none is called so, or it cannot be read.
+        """
+        if name not in self.names:
+            raise ValueError(f"name must be that of an image in {self.path}, got {name!r}.")
+        return self[self.names.index(name)]
+
     def thumbnail(self, index: int, size: int = 128) -> Any:
         """One image for figures, at most `size` pixels high and wide."""
         image = self[index]

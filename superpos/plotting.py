@@ -1,14 +1,13 @@
 """Figures from result tables: one style, and one colour a view, everywhere.
 
-A figure is `panels`, what stands in them, `finish` and `save`. A row is a dictionary with `mean` and `ci95`, as `sp.stats`
+A figure is `panels`, what stands in them, and `finish`. A row is a dictionary with `mean` and `ci95`, as `sp.stats`
 makes them, and with columns that say of what it is.
 
     figure, ((left, right),) = plotting.panels(1, 2, (8, 4))
     plotting.bars(left, rows)                         # a bar a comparison, with its number
     plotting.grouped_bars(left, rows, "layer")        # a group a value of a column, a bar a comparison
     plotting.curves(right, rows, "n_hidden", log=2)   # a line a comparison over a setting
-    plotting.finish(figure, plotting.caption(rows))   # wraps what is long, one legend below
-    plotting.save(figure, path)
+    plotting.finish(figure, plotting.caption(rows), path=path)   # wraps what is long, one legend below; saves it
 
 What a comparison or view looks like is `style(name)`: views say it themselves, names that nobody knows get colours from a
 fixed cycle. Intervals are drawn where there are any. What belongs to a single experiment is in its `draw`.
@@ -18,10 +17,11 @@ import itertools
 import math
 import textwrap
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike
 from typing import Any
 
+from superpos.images import Images
 from superpos.views import VIEWS
 
 # Where the two views of a comparison differ it has a colour of its own; other ones are made of the colours of both.
@@ -107,13 +107,33 @@ def panels(rows: int, columns: int, size: tuple[float, float], **options: Any) -
     return figure, figure.subplots(rows, columns, squeeze=False, **options)
 
 
-def finish(figure: Any, caption: str = "", legend: Sequence[Any] | None = None) -> None:
+def grid(n: int, columns: int = 3, size: tuple[float, float] = (4.2, 3.4)) -> tuple[Any, list[Any]]:
+    """A figure of n panels in lines of as many columns, and its axes.
+
+    Args:
+        n: panels.
+        columns: at most.
+        size: of one panel, in inches.
+
+    >>> len(grid(4)[1])
+    4
+    """
+    columns = min(columns, n)
+    lines = -(-n // columns)
+    figure, axes = panels(lines, columns, (size[0] * columns, size[1] * lines))
+    for axis in axes.flat[n:]:
+        axis.set_visible(False)
+    return figure, list(axes.flat[:n])
+
+
+def finish(figure: Any, caption: str = "", legend: Sequence[Any] | None = None, *, path: str | PathLike | None = None) -> None:
     """The caption above, one legend below all panels; titles and captions that are too long are wrapped.
 
     Args:
         figure: from `panels`.
         caption: what bars and points are.
         legend: handles with labels; by default those of all axes without a legend of their own, each label once; () for none.
+        path: where to `save` the figure then; by default nowhere.
     """
     width = figure.get_figwidth()
     figure.suptitle(textwrap.fill(caption, int(width / _WIDTH)), **_NOTE)
@@ -135,6 +155,8 @@ def finish(figure: Any, caption: str = "", legend: Sequence[Any] | None = None) 
         for text in (axis.title, axis.xaxis.label):
             wrapped = [textwrap.fill(line, max(room, 10), break_long_words=False) for line in text.get_text().splitlines()]
             text.set_text("\n".join(wrapped))
+    if path is not None:
+        save(figure, path)
 
 
 def save(figure: Any, path: str | PathLike) -> None:
@@ -198,6 +220,19 @@ def grouped_bars(axis: Any, rows: Sequence[dict[str, Any]], by: str, bar: str = 
         axis.set_xlim(-0.75, 0.75)
 
 
+def grouped_panels(axes: Iterable[Any], groups: Mapping[str, Sequence[dict[str, Any]]], by: str) -> None:
+    """`grouped_bars` of held-out scores, a panel a group.
+
+    Args:
+        axes: to draw on, as many as groups.
+        groups: rows by title, such as `by_metric` gives them.
+        by: the column of the groups of bars.
+    """
+    for axis, (title, rows) in zip(axes, groups.items(), strict=True):
+        grouped_bars(axis, rows, by)
+        axis.set(title=title, ylabel="held-out score")
+
+
 def curves(
     axis: Any,
     rows: Sequence[dict[str, Any]],
@@ -241,6 +276,20 @@ def curves(
     axis.set_xlabel(x)
 
 
+def over_setting(axis: Any, rows: Sequence[dict[str, Any]], x: str) -> None:
+    """A line a comparison over a setting of numbers, on a logarithmic axis; of one of names, such as architectures, bars.
+
+    Args:
+        axis: to draw on.
+        rows: of one metric.
+        x: the column of the setting.
+    """
+    if all(isinstance(row[x], int | float) for row in rows):
+        curves(axis, rows, x, log=2)
+    else:
+        grouped_bars(axis, rows, x)
+
+
 def lines(axis: Any, x: Sequence[float], groups: dict[str, Sequence[Sequence[float]]]) -> None:
     """A line a seed for each view, without points or intervals; labelled for a legend, each view once.
 
@@ -253,6 +302,99 @@ def lines(axis: Any, x: Sequence[float], groups: dict[str, Sequence[Sequence[flo
         look = {**style(name, groups), "marker": ""}
         for i, values in enumerate(of_seeds):
             axis.plot(x, values, **{**look, "label": look["label"] if i == 0 else None})
+
+
+def scatter(axis: Any, scores: Mapping[str, Sequence[float]], x: str, names: Sequence[str]) -> None:
+    """The score of each unit in some comparisons against that in another, with the diagonal.
+
+    Args:
+        axis: to draw on.
+        scores: of each unit, by comparison.
+        x: the comparison along the axis.
+        names: the others.
+    """
+    for name in names:
+        axis.scatter(scores[x], scores[name], s=9, color=style(name)["color"], linewidths=0)
+    diagonal(axis)
+    axis.set_xlabel(x)
+
+
+def across(axis: Any, rows: Iterable[dict[str, Any]], labels: Mapping[str, str], by: str = "units") -> None:
+    """A line across for each row, at its mean, with its name at the right.
+
+    Args:
+        axis: to draw on.
+        rows: of one measure.
+        labels: of names in place of what `style` calls them.
+        by: the column of the names.
+    """
+    rows = sorted(rows, key=lambda row: row["mean"], reverse=True)
+    apart, above = 0.035 * rows[0]["mean"], math.inf  # names of lines that lie closer than this stand below each other
+    for row in rows:
+        look = style(row[by])
+        axis.axhline(row["mean"], color=look["color"], linestyle=":", linewidth=1)
+        above = min(row["mean"], above - apart)
+        place = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
+        name = labels.get(row[by], look["label"])
+        axis.annotate(name, (1, above), (2, -2), fontsize=7, color="#444444", **place)
+
+
+def agreement(axes: Sequence[Any], rows: Sequence[dict[str, Any]], found: Sequence[dict[str, Any]], options: Any) -> None:
+    """What theory predicts against what is measured, and how far both are apart; a mark a metric.
+
+    Args:
+        axes: two.
+        rows: with `metric` and `units`, and with the columns of `superpos.theory.summary`.
+        found: the same two columns, and those of `superpos.theory.agreement`; the sampling error of the first units is shown.
+        options: of the marks, by units.
+    """
+    metrics, first = column(rows, "metric"), found[0]["units"]
+
+    def look(row: Mapping[str, Any]) -> dict[str, Any]:
+        own = {**style(row["metric"], metrics), **options.get(row["units"], {})}
+        return {**own, "linestyle": "none", "label": None, "markersize": 5}
+
+    against, differences = axes
+    for row in sorted(rows, key=lambda row: row["units"] == first):  # on top
+        if row["predicted"] is not None:
+            against.plot(row["predicted"], row["mean"], **look(row))
+    diagonal(against)
+    against.set(title="Predicted and measured, mean over pairs", ylabel="measured")
+    for row in found:
+        differences.plot([row["largest_difference"]], [row["metric"]], **look(row))
+        if row["units"] == first:
+            differences.plot([row["sampling_error"]], [row["metric"]], "|", color="#444444", markersize=12)
+    differences.axvline(0.003, color="#777777", linewidth=0.8, linestyle=":")
+    differences.set(xscale="log", xlabel="|measured - predicted| (bar: standard error; dots: 0.003)")
+    differences.set_title(f"Largest difference in {found[0]['n_pairs']} pairs")
+
+
+def formulas(axis: Any, rows: Sequence[dict[str, Any]]) -> None:
+    """Expected scores of random arrangements over the number of features: simulated ones, and formulas as lines.
+
+    Args:
+        axis: to draw on.
+        rows: with `n_features`, `n_units`, `metric`, and the columns of `superpos.theory.agreement_of_random`.
+    """
+    simulated = [
+        {
+            **row,
+            "line": f"{row['metric']}, {row['n_units'] / row['n_features']:g} units a feature",
+            "ci95": [row["mean"] + side * row["standard_error"] for side in (-2, 2)],
+        }
+        for row in rows
+    ]
+    curves(axis, simulated, "n_features", "line", log=2, linestyle="none", markerfacecolor="white")
+    curves(axis, of_column(simulated, "formula"), "n_features", "line", log=2, marker="", label=None)
+    worst = max(abs(row["relative_difference"]) for row in rows)
+    axis.set(yscale="log", xlabel="features", ylabel="expected score of random arrangements")
+    axis.set_title(f"Formula (lines) and simulation: within {100 * worst:.1f} %")
+    axis.legend(fontsize=7, frameon=False)
+
+
+def diagonal(axis: Any) -> None:
+    """A thin line where both coordinates are equal."""
+    axis.axline((0, 0), slope=1, color="#999999", linewidth=0.8, zorder=0)
 
 
 def metric_title(metric: str) -> str:
@@ -273,8 +415,7 @@ def alignment_bars(rows: Sequence[dict[str, Any]], title: str, path: str | PathL
     for axis, metric in zip(axes, metrics, strict=True):
         bars(axis, [row for row in rows if row["metric"] == metric])
         axis.set_xlabel(metric_title(metric))
-    finish(figure, f"{title}; {caption(rows)} of the SAEs, the samples held fixed", legend=())
-    save(figure, path)
+    finish(figure, f"{title}; {caption(rows)} of the SAEs, the samples held fixed", legend=(), path=path)
 
 
 def image_grid(
@@ -284,18 +425,21 @@ def image_grid(
     *,
     title: str = "",
     colours: Sequence[str] = (),
+    source: str | PathLike | None = None,
 ) -> None:
     """A grid of images, such as those that drive a unit most, with a title to the left of each row.
 
     Args:
-        images: of each row: arrays (height, width, 3) in 0 to 1, or Pillow images; None leaves a place empty.
+        images: of each row: arrays (height, width, 3) in 0 to 1, or Pillow images; None leaves a place empty. Where there is a
+            source, names of its images.
         titles: of each row.
         path: of the PNG to write.
         title: of the figure.
         colours: of each row's title; by default black.
+        source: a folder or zip of images.
 
     Raises:
-        ValueError: no image, or another number of titles or colours than of rows.
+        ValueError: no image, or none of such a name; or another number of titles or colours than of rows.
     """
     colours = colours or ["black"] * len(titles)
     columns = max(map(len, images), default=0)
@@ -304,6 +448,9 @@ def image_grid(
             f"images must have at least one, and titles and colours one a row of them, "
             f"got {len(images)} rows of up to {columns}, {len(titles)} titles and {len(colours)} colours."
         )
+    if source is not None:
+        named = Images(source).named
+        images = [[named(name) for name in names] for names in images]
     figure, axes = panels(len(images), columns, (2 + 0.75 * columns, 0.4 + 0.75 * len(images)))
     for line, shown, name, colour in zip(axes, images, titles, colours, strict=True):
         for axis, image in zip(line, [*shown, *[None] * (columns - len(shown))], strict=True):
@@ -315,6 +462,43 @@ def image_grid(
     figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)
     figure.suptitle(title, fontsize=9, color="#444444")
     save(figure, path)
+
+
+def column(rows: Iterable[Mapping[str, Any]], name: str) -> list[Any]:
+    """What a column holds, each value once, in the order of the rows.
+
+    >>> column([{"layer": "b"}, {"layer": "a"}, {"layer": "b"}], "layer")
+    ['b', 'a']
+    """
+    return list(dict.fromkeys(row[name] for row in rows))
+
+
+def where(rows: Iterable[dict[str, Any]], **values: Any) -> list[dict[str, Any]]:
+    """The rows that have these values in these columns.
+
+    >>> where([{"layer": "b", "mean": 0.1}, {"layer": "a", "mean": 0.2}], layer="a")
+    [{'layer': 'a', 'mean': 0.2}]
+    """
+    return [row for row in rows if values.items() <= row.items()]
+
+
+def by_metric(rows: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """The rows of each metric, by the title of its panel."""
+    return {metric_title(metric): where(rows, metric=metric) for metric in column(rows, "metric")}
+
+
+def of_column(rows: Iterable[dict[str, Any]], mean: str, ci95: str = "") -> list[dict[str, Any]]:
+    """Rows to draw another column of: those that have a value there, as their `mean`.
+
+    Args:
+        rows: to choose from.
+        mean: the column.
+        ci95: the column of its interval; by default none is drawn.
+
+    >>> of_column([{"mean": 0.1, "formula": 0.2}, {"mean": 0.3, "formula": None}], "formula")
+    [{'mean': 0.2, 'formula': 0.2, 'ci95': None}]
+    """
+    return [{**row, "mean": row[mean], "ci95": row[ci95] if ci95 else None} for row in rows if row[mean] is not None]
 
 
 def means(rows: Sequence[dict[str, Any]]) -> list[float]:

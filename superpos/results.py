@@ -67,7 +67,10 @@ class Run:
         return read_json(file) if file.exists() else None
 
     def finish(self, rows: list[dict[str, Any]], seconds: dict[str, float], **tables: Any) -> dict[str, Any]:
-        """Writes `results.json` and returns what it holds (null for NaN); `tables` are further entries beside `rows`."""
+        """Writes `results.json` and returns what it holds; `tables` are further entries beside `rows`.
+
+        There null stands for NaN, and lists for arrays.
+        """
         results = {
             "experiment": self.experiment,
             "rows": rows,
@@ -341,12 +344,38 @@ def write_json(file: Path, content: Any) -> None:
 
 
 def _finite(content: Any, instead: Callable[[float], Any] = lambda value: None) -> Any:
-    """The same with something instead of NaN and infinity, which JSON does not know."""
+    """The same with something instead of NaN and infinity, which JSON does not know; arrays are lists."""
+    if isinstance(content, np.ndarray):
+        content = content.tolist()
     if isinstance(content, dict):
         return {key: _finite(value, instead) for key, value in content.items()}
     if isinstance(content, list | tuple):
         return [_finite(value, instead) for value in content]
     return instead(content) if isinstance(content, float) and not math.isfinite(content) else content
+
+
+def check_settings(settings: Iterable[tuple[str, Any]]) -> None:
+    """Refuses what no configuration takes: numbers below 0 or infinite, lists with words among numbers, or a value twice.
+
+    Args:
+        settings: the name of each, dotted where nested, and its value.
+
+    Raises:
+        ValueError: one sentence that names the setting.
+
+    >>> check_settings([("widths", (8, 8))])
+    Traceback (most recent call last):
+    ValueError: config.widths has a value twice, got (8, 8).
+    """
+    for name, value in settings:
+        values = value if isinstance(value, tuple | list) else (value,)
+        numbers = [number for number in values if isinstance(number, int | float)]
+        if not all(math.isfinite(number) and number >= 0 for number in numbers):
+            raise ValueError(f"config.{name} must be finite and at least 0, got {value}.")
+        if numbers and len(numbers) < len(values):
+            raise ValueError(f"config.{name} must hold numbers only, got {value}.")
+        if len(set(values)) < len(values):
+            raise ValueError(f"config.{name} has a value twice, got {value}.")
 
 
 def did_you_mean(name: Any, known: Iterable[str]) -> str:

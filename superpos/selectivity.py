@@ -179,9 +179,9 @@ def halve(sets: Sets, seed: int) -> tuple[Int[np.ndarray, " half"], Int[np.ndarr
 
 def d_prime_of_halves(
     units: Float[Array, "images positions units"],
-    labels: Int[Array, " images"],
+    labels: Any,
     n_categories: int,
-    halves: Sequence[ArrayLike],
+    halves: Sequence[Any],
 ) -> Float[Array, "halves categories units"]:
     """d′ of each unit on each of two halves of the images, where each position of an image is a sample of its category.
 
@@ -201,7 +201,7 @@ def d_prime_of_halves(
     """
     n_positions, n_units = units.shape[1:]
 
-    def of(half: ArrayLike) -> Array:
+    def of(half: Any) -> Array:
         return d_prime(units[half].reshape(-1, n_units), labels[half].repeat(n_positions), n_categories)
 
     return jnp.stack([of(half) for half in halves])
@@ -284,8 +284,8 @@ def table(
         three seeds.
 
     >>> (row,) = table({"neuron": {"animal": np.ones((3, 2, 4, 5))}})
-    >>> row["set"], row["units"], row["n_units"], row["best"], row["best_ci95"], row["n_seeds"]
-    ('animal', 'neuron', 5, 1.0, [1.0, 1.0], 3)
+    >>> row["set"], row["units"], row["n_units"], float(row["best"]), row["n_seeds"]
+    ('animal', 'neuron', 5, 1.0, 3)
     """
     rows = []
     for name in dict.fromkeys(name for of_sets in d.values() for name in of_sets):
@@ -321,7 +321,9 @@ def curves(d: Mapping[str, Float[np.ndarray, "seeds halves categories units"]], 
 
 
 def most_driven(
-    halves: Float[Array, "halves categories units"], units: Float[Array, "images positions units"], n: int
+    halves: Float[Array | np.ndarray, "halves categories units"],
+    units: Float[Array | np.ndarray, "images positions units"],
+    n: int,
 ) -> tuple[Int[Array, " categories"], Float[Array, " categories"], Int[Array, "categories n"]]:
     """The most selective unit of each category, chosen on one half of the images, and what drives it in the other half.
 
@@ -456,3 +458,29 @@ def explain(source: ArrayLike, target: ArrayLike, n: int = 8) -> Explained:
     share = (weights**2).sum(axis=1) / (weights**2).sum()
     chosen = np.argsort(-share)[:n]
     return Explained(chosen, share[chosen], weights[chosen])
+
+
+def explanations(source: ArrayLike, target: ArrayLike, n: int = 8, n_targets: int = 4) -> list[dict[str, Any]]:
+    """`explain` as a table: a row for each of the units that explain another side most.
+
+    Args:
+        source, target, n: as in `explain`.
+        n_targets: units of the other side that a row names.
+
+    Returns:
+        Rows with `unit`; `share_of_weights`, of squared ones; `active`, the share of samples in which the unit is not 0; and
+        `targets`, those with the largest weights.
+
+    Raises:
+        ValueError: as `sp.align`.
+
+    >>> x = jax.random.normal(jax.random.key(0), (100, 3))
+    >>> [(row["unit"], row["targets"]) for row in explanations(x, x[:, [1]], n=1)]
+    [(1, '0 (+1.00)')]
+    """
+    active, rows = np.mean(np.asarray(source) != 0, axis=0), []
+    for unit, share, weights in zip(*explain(source, target, n), strict=True):
+        targets = ", ".join(f"{at} ({weights[at]:+.2f})" for at in np.argsort(-np.abs(weights))[:n_targets])
+        row = {"unit": int(unit), "share_of_weights": float(share), "active": float(active[unit])}
+        rows.append({**row, "targets": targets})
+    return rows

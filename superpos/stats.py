@@ -65,6 +65,22 @@ def over_pairs(scores: Float[np.ndarray, "seeds seeds"], *, symmetric: bool = Fa
     }
 
 
+def square(scores: Float[np.ndarray, " pairs"], source: ArrayLike, target: ArrayLike, n: int) -> Float[np.ndarray, "n n"]:
+    """Scores of pairs as a square for `over_pairs`, NaN for pairs that are not there.
+
+    Args:
+        scores: `(pairs,)`.
+        source, target: `(pairs,)`, the numbers of the seeds of each.
+        n: seeds.
+
+    >>> square(np.array([0.5]), [0], [1], 2).tolist()
+    [[nan, 0.5], [nan, nan]]
+    """
+    values = np.full((n, n), np.nan)
+    values[np.asarray(source), np.asarray(target)] = scores
+    return values
+
+
 def over_seeds(values: Float[np.ndarray, " seeds"]) -> dict[str, Any]:
     """Mean, spread and confidence interval of independent values, one a seed: keys as in `over_pairs`, without `n_pairs`.
 

@@ -18,7 +18,9 @@ from jax.scipy.stats import norm
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Key
 
-from superpos import alignment, arrangements, transport
+from superpos import alignment, arrangements, stats, transport
+from superpos import features as features_lib
+from superpos import moments as moments_lib
 from superpos.linalg import matmul
 from superpos.metrics.base import Metric, Score, positive_integer
 from superpos.moments import Moments, Side
@@ -94,6 +96,65 @@ def predict(
             with a negative variance.
     """
     return alignment.score(population(a, b, covariance), metrics)
+
+
+# Units that `measure` samples: y = z A, and y = relu(z A).
+UNITS = ("linear", "rectified")
+
+
+def measure(
+    a: Arrangement,
+    b: Arrangement,
+    features: Any,
+    key: Key[Array, ""],
+    *,
+    n_batches: int,
+    batch_size: int,
+    n_rsa: int,
+    width: int,
+    n_folds: int = 3,
+    tick: Callable[[Any], None] = lambda i: None,
+) -> dict[str, Any]:
+    """The moments of two arrangements, of an endless sample and of samples of each of `UNITS`, and the rsa of other samples.
+
+    Args:
+        a, b: arrangements of the same features, `(n_features, n_units)` each; a is the source.
+        features: any of `sp.features`; may be traced.
+        key: of the samples.
+        n_batches, batch_size: of the samples, which are made one batch after the other; batch i is of fold i mod n_folds.
+        n_rsa: samples of the rsa, which moments do not give.
+        width: of the moments on both sides, filled with silent units, so that scores of several n_units compile once.
+        n_folds: static.
+        tick: is told the number of each batch.
+
+    Returns:
+        `moments`, leaves `(1 + len(UNITS), ...)`, those of `population` first; `rsa`, `(len(UNITS), n_folds)`.
+
+    >>> a, b = arrangements.varied_pair(jax.random.key(0), 6, 2)
+    >>> z = features_lib.SparseFeatures(6, 0.5)
+    >>> measured = measure(a, b, z, jax.random.key(1), n_batches=3, batch_size=8, n_rsa=12, width=2)
+    >>> measured["rsa"].shape, measured["moments"].xy.shape
+    ((2, 3), (3, 3, 2, 2))
+    """
+
+    def sides(i: Any, n: int) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
+        z = features.sample(jax.random.fold_in(key, i), n)
+        x, y = (matmul(side.T, z.T).T for side in (a, b))  # samples last in memory
+        return (x, y), (jax.nn.relu(x), jax.nn.relu(y))
+
+    def add(sums: list[Moments], i: Array) -> tuple[list[Moments], None]:
+        tick(i)
+        both = zip(sums, sides(i, batch_size), strict=True)
+        return [moments_lib.update(old, x, y, i % n_folds) for old, (x, y) in both], None
+
+    empty = moments_lib.init(a.shape[1], b.shape[1], n_folds, ("xx", "xy", "yy"))
+    sampled, _ = jax.lax.scan(add, [empty] * len(UNITS), jnp.arange(n_batches))
+    kinds = (population(a, b, features_lib.covariance(features), n_folds), *sampled)
+    units = jnp.arange(width)
+    moments = [moments_lib.select(kind, units, units) for kind in kinds]
+    ids = np.arange(n_rsa) % n_folds
+    rsa = [alignment.align(x, y, "rsa", ids)["rsa"].folds for x, y in sides(n_batches, n_rsa)]
+    return {"moments": jax.tree.map(lambda *leaves: jnp.stack(leaves), *moments), "rsa": jnp.stack(rsa)}
 
 
 def perfectly_matchable(a: Arrangement, b: Arrangement, covariance: Array, tolerance: float = 1e-5) -> Array:
@@ -180,6 +241,24 @@ def agreement(predicted: Float[np.ndarray, "pairs folds"], measured: Float[np.nd
         "sampling_error": np.sqrt(np.mean(measured.var(axis=1, ddof=1) / measured.shape[1])),
         "n_pairs": len(error),
     }
+
+
+def summary(predicted: Float[np.ndarray, "pairs folds"], measured: Float[np.ndarray, "pairs folds"]) -> dict[str, Any]:
+    """Scores of many pairs, predicted and measured, and how far they are apart.
+
+    Returns:
+        `predicted`, the mean; of what is measured `mean`, `std` and `ci95`, over `n_pairs` independent pairs;
+        `mean_difference` and `largest_difference`, as `agreement` has them.
+
+    >>> told = summary(np.zeros((3, 2)), np.array([[0.0, 0.2], [0.1, 0.1], [0.1, 0.1]]))
+    >>> round(told["mean"], 3), told["n_pairs"], round(told["largest_difference"], 3)
+    (0.1, 3, 0.1)
+    """
+    predicted, values = (np.asarray(scores, np.float64).mean(axis=1) for scores in (predicted, measured))
+    over, error = stats.over_seeds(values), values - predicted
+    over["n_pairs"] = over.pop("n_seeds")
+    differences = {"mean_difference": error.mean(), "largest_difference": np.abs(error).max()}
+    return {"predicted": predicted.mean(), **over, **differences}
 
 
 def agreement_of_random(simulated: Float[np.ndarray, " pairs"], n_features: int, n_units: int, metric: str) -> dict[str, float]:

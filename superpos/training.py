@@ -168,8 +168,10 @@ def fit_stream(
     def step(state: Any, key: Array, batch: Array, i: Array) -> tuple[Any, dict[str, Array]]:
         return _update(model, optimizer, state, batch, jax.random.fold_in(key, i), i)
 
-    begun, struct = jax.make_jaxpr(begin, return_shape=True)(given, init_key, first)
-    stepped, (_, records) = jax.make_jaxpr(step, return_shape=True)(struct, loss_key, first, np.int32(0))
+    # Of shapes alone: arrays bring the devices that they lie on into what is traced, and a run may go on with others.
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), (given, init_key, loss_key))
+    begun, struct = jax.make_jaxpr(begin, return_shape=True)(*shapes[:2], first)
+    stepped, (_, records) = jax.make_jaxpr(step, return_shape=True)(struct, shapes[2], first, np.int32(0))
     run: Any = None
     done = 0
     if workdir is not None:

@@ -1,14 +1,7 @@
 import os
 
-import jaxlib
-
 # Compiling takes most of the time of the tests, and most of that is optimising. `test_agreement` optimises every metric once.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-# XLA ends a process that names a flag which its version does not know.
-os.environ["XLA_FLAGS"] = " ".join(
-    ["--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"] * jaxlib.__version__.startswith("0.10.")
-    + [os.environ.get("XLA_FLAGS", "")]
-)
 
 import jax
 import jaxtyping

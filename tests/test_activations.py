@@ -147,7 +147,11 @@ REFUSED = [
     (lambda x, y: {"a": Side(x, names=["i"]), "b": Side(y)}, {}, "names of a must be one a row, 20, got 1"),
     (lambda x, y: {"a": Side(x, names=["i"] * 20), "b": Side(y, names=range(20))}, {}, "names of a must hold each image once"),
     (lambda x, y: {"a": Side(x, names=range(20)), "b": Side(y, names=range(20, 40))}, {}, "must have images in common"),
-    (lambda x, y: {"a": Side(x, train=x), "b": Side(y)}, {}, "a_train must hold samples that are not scored, but 60"),
+    (
+        lambda x, y: {"a": Side(x, train=x), "b": Side(y)},
+        {},
+        "a_train must hold samples that are not scored, but 20 of its images are",
+    ),
     (lambda x, y: {"a": Side(x, train=x[..., :2]), "b": Side(y)}, {}, "a_train must have 4 units, got 2"),
     (lambda x, y: {"a": Side(x), "b": Side(y)}, {"split": 1.0, "fitted": ("a",)}, "split must be above 0 and below 1"),
     (

@@ -91,13 +91,10 @@ def scores(case, x64):
     metrics = [CONFIGURED.get(name, name) for other, precision, name in TABLE if (other, precision) == (case, x64)]
     # As users run them, see conftest.py; and one that runs longer than it compiles.
     optimised = not x64 and case in ("awkward", "many units")
-    align = functools.partial(sp.align, metrics=metrics, folds=ids)
-    if optimised:
-        align = jax.jit(align, compiler_options={"xla_cpu_use_fusion_emitters": True})
     jax.config.update("jax_disable_most_optimizations", not optimised)
     try:
         with jax.enable_x64(x64):
-            return jax.tree.map(np.asarray, align(x, y))
+            return jax.tree.map(np.asarray, sp.align(x, y, metrics=metrics, folds=ids))
     finally:
         jax.config.update("jax_disable_most_optimizations", True)
 

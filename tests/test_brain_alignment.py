@@ -35,7 +35,8 @@ def test_the_simulated_brain_is_found_in_the_order_that_is_true(simulated):
     controls = {f"{name}->site" for name in (*brain_alignment.SITES, "oracle", "feature")}
     assert set(rows) == controls | set(brain_alignment.LATENTS)
     for row in rows.values():
-        assert (row["layer"], row["metric"]) == ("12 units", "ridge")
+        layer = "features" if row["comparison"] == "feature->site" else "12 units"
+        assert (row["layer"], row["metric"]) == (layer, "ridge")
         assert row["ci95"][0] < row["mean"] < row["ci95"][1]
         assert row["n_seeds"] == row["n_pairs"] == (2 if "sae" in row["comparison"] or "ica" in row["comparison"] else 1)
     order = ("neuron->site", "sae->site", "oracle->site", "feature->site")
@@ -199,7 +200,7 @@ def test_bad_input_is_one_line_and_leaves_nothing_behind(files, tmp_path):
         (*v4, f"--config.activations=('{files}/flat.npy',)"): "activations must have at least two axes",
         (*v4, layer, "--config.layers=('a','b')"): "config.layers must name each of the 1 files",
         (*v4, layer, "--config.session=124"): "config.path: ",
-        (*v4, layer, "--config.select=area=V1"): "config.select must be name=value of some sites, got 'area=V1'; there are V4",
+        (*v4, layer, "--config.select=area=V1"): "config.select must be name=value of some units, got 'area=V1'; there are V4",
         (*v4, layer, "--config.train_fraction=0"): "config.train_fraction must be above 0 (without config.train) and below 1",
         (*v4, layer, f"--config.train={files}/layer.npy"): "layer.npy_train must hold images that are not scored",
         (*v4, layer, f"--config.folds={files}/few.npy"): "folds must be one a row, (60,), got shape (59, 3, 6)",

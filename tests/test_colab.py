@@ -21,7 +21,16 @@ SMALL = {
         "METRICS": ["semi_match"],
         "EXTRACT": False,
     },
-    "brain": {"N_STIMULI": 200, "N_SITES": 8, "N_REPEATS": 3, "N_FEATURES": 12, "N_UNITS": 4, "N_SEEDS": 2, "STEPS": 20},
+    "brain": {
+        "N_STIMULI": 200,
+        "N_OTHER": 500,
+        "N_SITES": 8,
+        "N_REPEATS": 3,
+        "N_FEATURES": 12,
+        "N_UNITS": 4,
+        "N_SEEDS": 2,
+        "STEPS": 20,
+    },
 }
 INSTALL = """try:
     import superpos as sp

@@ -143,6 +143,13 @@ def test_a_family_is_fitted_once(compared):
     assert set(family.fits["top"]) == {"chosen"}
 
 
+def test_an_ica_that_has_not_converged_is_told(arrays):
+    hasty = {"ica": views.ICA(max_iter=1)}
+    with pytest.warns(RuntimeWarning, match="ica of source: .*converge"):
+        found = compare(arrays[0][:, 0], arrays[1][:, 0], hasty, ("ica->ica",), metrics="semi_match", n_blocks=None)
+    assert len(found.doubts) == 2
+
+
 def test_many_sides_are_one_sample(arrays):
     """Seeds of a network: every pair, summarised over sides; positions pooled after they are encoded."""
     x, y = arrays

@@ -126,7 +126,7 @@ def test_bad_input_is_one_line_and_leaves_nothing_behind(files, tmp_path):
             "--config.n_blocks=10",
         ): "config.n_blocks must be at most the number of samples, or groups, in a fold, 9, got 10",
         ("--config.training.steps=1",): "config.training.steps must be at least 2, got 1",
-        (x, y, "--config.n_blocks=9", "--config.sae.share=1.5"): "share of SAE must be above 0 and at most 1, got 1.5",
+        (x, y, "--config.n_blocks=9", "--config.sae.share=1.5"): "share of an SAE must be above 0 and at most 1, got 1.5",
         (x, y, "--config.n_blocks=9", "--config.sae.k=90"): "k must be a whole number between 1 and n_latents = 20, got 90",
         (x, y, "--config.n_blocks=9", "--config.sae.architecture=vanila"): "architecture must be one of",
         (x, y, "--config.n_blocks=9", "--config.vary.layer=z"): "config.vary.layer must be one of x.npy, got 'z'",

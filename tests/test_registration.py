@@ -1,125 +1,89 @@
-"""A metric and a sparse autoencoder are one file each, and the line that imports it: experiments take them from there."""
+"""A view, a metric, a sparse autoencoder and a recording are each one class or function, and one line that registers it."""
 
 import dataclasses
-import sys
-import textwrap
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_sae_sweep import small
 
 import superpos as sp
-from experiments import sae_sweep
+from experiments import align, brain_alignment
+from superpos import views
 from superpos.metrics import registry
-
-METRIC = '''
-    """The best partner of either sign."""
-
-    import dataclasses
-    from typing import Any
-
-    import jax.numpy as jnp
-
-    from superpos.metrics.base import Metric, Score, correlations, from_units
-    from superpos.metrics.registry import register
-    from superpos.moments import Moments
+from superpos.metrics.base import Metric, correlations, from_units
+from superpos.sae import TopK
 
 
-    @dataclasses.dataclass(frozen=True)
-    class BestAbsolute(Metric):
-        """The highest |r| of each target unit with any source unit, in each held-out part."""
+@dataclasses.dataclass(frozen=True)
+class BestAbsolute(Metric):
+    """The highest |r| of each target unit with any source unit."""
 
-        name: str = "best_absolute"
+    name: str = "best_absolute"
 
-        def evaluate(self, fitted: Any, evidence: Moments) -> Score:
-            """The correlation of each target unit's best partner."""
-            source, target = evidence.live()
-            r = jnp.where(source[:, None], jnp.abs(correlations(evidence)), 0)
-            return from_units(jnp.max(r, axis=1), target & jnp.any(source), {})
-
-
-    register(BestAbsolute())
-'''
-ARCHITECTURE = '''
-    """Latents that must pass one threshold."""
-
-    import dataclasses
-    from typing import ClassVar
-
-    import jax
-    import jax.numpy as jnp
-
-    from superpos.sae.base import Code, SparseAutoencoder, register
-    from superpos.sae.options import POSITIVE
+    def evaluate(self, fitted, evidence):
+        """The correlation of each target unit's best partner."""
+        source, target = evidence.live()
+        r = jnp.where(source[:, None], jnp.abs(correlations(evidence)), 0)
+        return from_units(jnp.max(r, axis=1), target & jnp.any(source), {})
 
 
-    @register("offset")
-    @jax.tree_util.register_dataclass
-    @dataclasses.dataclass(frozen=True)
-    class Offset(SparseAutoencoder):
-        offset: float = dataclasses.field(metadata=POSITIVE)
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Flipped(views.View):
+    """Every unit upside down: what no measure of |r| may notice."""
 
-        ladder: ClassVar = ("offset", (0.1, 0.3, 1.0))
+    def apply(self, weights, x):
+        """The units times -1."""
+        return -x
 
-        def _code(self, params, x, step):
-            pre = self._pre(params, x)
-            return Code(pre, jax.nn.relu(pre - self.offset))
-'''
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Pairs(TopK):
+    """Two latents a sample, whatever is asked for."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        object.__setattr__(self, "k", 2)
 
 
 @pytest.fixture
-def added(tmp_path, monkeypatch):
-    """Both files, imported as the line in the package would; forgotten after the test."""
-    monkeypatch.setattr(registry, "_REGISTERED", dict(registry._REGISTERED))
-    kept = dict(sp.sae.ARCHITECTURES)
-    monkeypatch.syspath_prepend(tmp_path)
-    for name, text in (("best_absolute", METRIC), ("offset", ARCHITECTURE)):
-        (tmp_path / f"{name}.py").write_text(textwrap.dedent(text))
-        __import__(name)
-    yield
-    for name in ("best_absolute", "offset"):
-        del sys.modules[name]
-    sp.sae.ARCHITECTURES.clear()
-    sp.sae.ARCHITECTURES.update(kept)
+def arrays(tmp_path):
+    rng = np.random.default_rng(0)
+    z = rng.laplace(size=(160, 4))
+    for name in "ab":
+        np.save(tmp_path / f"{name}.npy", (z @ rng.normal(size=(4, 4))).astype(np.float32))
+    return tmp_path
 
 
-def test_an_experiment_takes_a_new_metric_and_a_new_autoencoder(added, conduct):
-    config = small()
-    config.metrics, config.architectures = ("best_absolute",), ("offset",)
-    config.sparsity.offset, config.options.offset = sae_sweep.get_config().sparsity.offset[:2], {}
-    _, results = conduct(sae_sweep, config)
-    assert [row["sparsity"] for row in results["rows"]] == [0.1, 0.3]
-    for row in results["rows"]:
-        assert 0 < row["best_absolute"] <= 1
-        assert row["recovery"] > 0.2
+def test_a_metric_a_view_and_an_sae_are_taken_by_name(arrays, conduct, monkeypatch):
+    monkeypatch.setitem(registry._REGISTERED, "best_absolute", BestAbsolute())
+    monkeypatch.setitem(views.VIEWS, "flipped", Flipped)
+    monkeypatch.setitem(sp.sae.ARCHITECTURES, "pairs", Pairs)
+    config = align.get_config()
+    config.source, config.target = f"{arrays}/a.npy", f"{arrays}/b.npy"
+    config.update({"n_seeds": 1, "n_folds": 2, "metrics": ("best_absolute",)})
+    config.comparisons = ("neuron->neuron", "flipped->flipped", "flipped->neuron", "sae->neuron")
+    config.sae.update({"architecture": "pairs", "expansion": 2.0, "k": 3, "steps": 5, "batch_size": 16})
+    _, results = conduct(align, config)
+    means = {row["comparison"]: row["mean"] for row in results["rows"]}
+    assert means["flipped->neuron"] == pytest.approx(means["neuron->neuron"], abs=1e-6)
+    assert means["flipped->flipped"] == pytest.approx(means["neuron->neuron"], abs=1e-6)
+    (l0,) = [row["l0"] for row in results["views"] if row["view"] == "sae"]
+    assert l0 <= 2
 
 
-def test_the_default_settings_take_a_new_autoencoder(added):
-    config = sae_sweep.get_config()
-    assert "offset" in config.architectures
-    assert sae_sweep.Study(config).sae(16, "offset", 64, 1.0).offset == np.float32(0.3)
+def test_a_recording_is_read_by_name(arrays, monkeypatch):
+    def load_mine(path, scale=1.0):
+        """Responses that are a file as it is."""
+        return sp.brain.Recording(responses=np.load(path) * (scale or 1.0))
 
-
-def test_a_new_autoencoder_is_checked_saved_and_loaded(added, tmp_path, key):
-    kind = sp.sae.ARCHITECTURES["offset"]
-    with pytest.raises(ValueError, match="offset must be above 0, got 0"):
-        kind(3, 6, 0)
-    sae = kind(3, 6, 0.1, dead="resample")
-    sp.sae.save(tmp_path / "saved", sae, sae.init(key))
-    loaded, params = sp.sae.load(tmp_path / "saved")
-    assert loaded == sae
-    x = jnp.ones((4, 3))
-    np.testing.assert_array_equal(loaded.encode(params, x), sae.encode(params, x))
-    with pytest.raises(ValueError, match="got offset, which SAELens cannot compute"):
-        sp.sae.save(tmp_path / "saelens", sae, params, format="saelens")
-
-
-def test_names_are_given_once():
-    with pytest.raises(ValueError, match="metric named 'ridge' already"):
-        sp.metrics.register(dataclasses.replace(sp.metrics.Ridge(), per_target=True))
-    with pytest.raises(ValueError, match="got 'topk'"):
-        sp.sae.register("topk")(sp.sae.TopK)
-    with pytest.raises(ValueError, match="ladder must name a field and three values"):
-        sp.sae.register("base")(sp.sae.SparseAutoencoder)
-    assert "base" not in sp.sae.ARCHITECTURES
+    monkeypatch.setitem(sp.brain.RECORDINGS, "mine", load_mine)
+    config = brain_alignment.get_config()
+    config.update({"recording": "mine", "path": f"{arrays}/b.npy", "activations": (f"{arrays}/a.npy",), "n_blocks": 2})
+    config.update({"metrics": ("semi_match",)})
+    recording, sides = brain_alignment.read(config)
+    planned = brain_alignment.plan(config, recording, sides)
+    assert planned.divided.scored["recording"].shape == (80, 1, 4)
+    assert "sae->site" in planned.comparisons

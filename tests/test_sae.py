@@ -485,7 +485,9 @@ def test_one_alone_equals_the_same_among_64(name):
     for key, value in alone.items():
         np.testing.assert_allclose(params[key][MEMBER], value, atol=2e-6, rtol=1e-5, err_msg=key)
         assert key in ("scale", "b_dec", "C", "silent_for") or np.abs(params[key][MEMBER] - params[key][0]).max() > 1e-3
-    np.testing.assert_allclose(history["loss"][MEMBER], alone_history["loss"], rtol=1e-5)
+    # Beside the size of the terms, not of the loss: what revives dead latents is subtracted, and may leave little.
+    size = alone_history["mse"] + np.abs(alone_history["loss"] - alone_history["mse"])
+    np.testing.assert_allclose(history["loss"][MEMBER] / size, alone_history["loss"] / size, rtol=0, atol=1e-5)
     assert (history["mse"][:, -10:].mean(axis=1) < history["mse"][:, :3].mean(axis=1)).mean() > 0.9
 
 

@@ -15,7 +15,7 @@ from superpos.brain.recording import Recording
 def load_brainscore(
     path: str | os.PathLike,
     *,
-    time_bin: int | None = None,
+    time_bin: int | str | None = None,
     images: str | os.PathLike | None = None,
     stimulus_set: str | os.PathLike | None = None,
 ) -> Recording:
@@ -29,7 +29,7 @@ def load_brainscore(
         path: dimensions presentation and neuroid, and perhaps time_bin, in any order. Coordinates of presentations: stimulus_id
             or image_id, and perhaps repetition; presentations of one stimulus are its repeats, NaN is a missing one.
             Coordinates of neuroids: any; most have neuroid_id, region and animal.
-        time_bin: which one, counted from 0, where there are several.
+        time_bin: which one, counted from 0, where there are several; a number, or its digits.
         images: folder or zip with an image for each stimulus, named by its identifier.
         stimulus_set: where images have other names, the CSV of the stimulus set: columns stimulus_id or image_id, and filename.
 
@@ -77,6 +77,8 @@ def load_brainscore(
     identifier = next((name for name in ("stimulus_id", "image_id") if name in assembly.coords), None)
     if identifier is None:
         raise ValueError(f"{path} must have a coordinate stimulus_id or image_id, got {', '.join(map(str, assembly.coords))}.")
+    if isinstance(time_bin, str) and time_bin.isdecimal():
+        time_bin = int(time_bin)
     if not isinstance(time_bin, int | None):
         raise ValueError(f"time_bin must be a whole number, got {time_bin!r}.")
     bins = sizes.get("time_bin", 1)

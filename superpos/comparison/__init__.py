@@ -11,7 +11,17 @@ from jaxtyping import Array, Key
 from superpos import alignment
 from superpos.activations import Side
 from superpos.alignment import Metrics
-from superpos.comparison.batches import Units, batch_moments, ends, recover_batches, score, score_batches
+from superpos.comparison.batches import (
+    Units,
+    batch_moments,
+    ends,
+    recover_batches,
+    score,
+    score_batches,
+    views_of,
+    whole_batches,
+)
+from superpos.comparison.layers import Layers, layers_of_files, layers_of_seeds, read_layers, simulated_brain
 from superpos.comparison.plan import DEFAULT_COMPARISONS, Plan, default_views
 from superpos.comparison.result import Comparison
 from superpos.views import View
@@ -19,6 +29,7 @@ from superpos.views import View
 __all__ = [
     "DEFAULT_COMPARISONS",
     "Comparison",
+    "Layers",
     "Plan",
     "Units",
     "batch_moments",
@@ -26,9 +37,15 @@ __all__ = [
     "compare_sides",
     "default_views",
     "ends",
+    "layers_of_files",
+    "layers_of_seeds",
+    "read_layers",
     "recover_batches",
     "score",
     "score_batches",
+    "simulated_brain",
+    "views_of",
+    "whole_batches",
 ]
 
 
@@ -39,7 +56,7 @@ def compare_sides(
     comparisons: Sequence[str] | Mapping[str, Sequence[str]] | None = None,
     *,
     metrics: Metrics = alignment.DEFAULT,
-    folds: int | ArrayLike | None = 5,
+    folds: int | ArrayLike | str | os.PathLike | None = 5,
     groups: ArrayLike | None = None,
     split: float = 0.5,
     pool: str | None = None,

@@ -34,6 +34,26 @@ def ends(comparison: str) -> tuple[str, str]:
     return source, target
 
 
+def views_of(comparisons: Sequence[str]) -> list[str]:
+    """The views that comparisons read, each once.
+
+    >>> views_of(["sae->neuron", "sae->sae"])
+    ['sae', 'neuron']
+    """
+    return list(dict.fromkeys(name for comparison in comparisons for name in ends(comparison)))
+
+
+def whole_batches(n_samples: int, batch_size: int, n_folds: int) -> int:
+    """Batches for so many samples, or a few more: each fold is made of whole ones, and all have equally many.
+
+    Samples are independent, so that folds which are runs of batches are as good as shuffled ones.
+
+    >>> whole_batches(n_samples=100, batch_size=8, n_folds=5)
+    15
+    """
+    return n_folds * -(-n_samples // (n_folds * batch_size))
+
+
 def score_batches(
     encode: Callable[[Array], tuple[Units, Units]],
     n_batches: int,

@@ -6,8 +6,9 @@ import itertools
 import os
 import re
 import time
+import warnings
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,7 +28,7 @@ from superpos.comparison.batches import WEIGHTS, ends, score
 from superpos.comparison.result import Comparison, Fits, Stack, flat
 from superpos.results import did_you_mean
 from superpos.sweeps import sweep
-from superpos.views import ICA, PCA, SAE, Neuron, Rows, Untrained, View, fit_all, params_of, shared
+from superpos.views import ICA, PCA, SAE, VIEWS, Neuron, Rows, Untrained, View, fit_all, params_of, shared
 from superpos.views.base import name_of
 
 DEFAULT_COMPARISONS = ("neuron->neuron", "signed_pca->signed_pca", "ica->ica", "random_sae->random_sae", "sae->sae")
@@ -54,7 +55,7 @@ class Plan:
         comparisons: Sequence[str] | Mapping[str, Sequence[str]] | None = None,
         *,
         metrics: Metrics = alignment.DEFAULT,
-        folds: int | ArrayLike | None = 5,
+        folds: int | ArrayLike | str | os.PathLike | None = 5,
         groups: ArrayLike | None = None,
         split: float = 0.5,
         pool: str | None = None,
@@ -242,7 +243,10 @@ class Plan:
         fitted = time.perf_counter()
         cells = self._score(fits, None if folder is None else folder / "scores", options)
         seconds = {"views": fitted - started, "scores": time.perf_counter() - fitted}
-        return Comparison(self, fits, cells, seconds)
+        compared = Comparison(self, fits, cells, seconds)
+        for doubt in compared.doubts:
+            warnings.warn(doubt, RuntimeWarning, stacklevel=3)
+        return compared
 
     def _score(self, fits: list[dict[str, Fits]], folder: Path | None, options: dict[str, Any]) -> dict[Any, Any]:
         """Scores by label, pair and comparison, leaves (seeds, ...)."""
@@ -388,17 +392,38 @@ def _plain(name: str) -> str:
     return re.sub(r"\W+", "_", name)
 
 
-def default_views(sae: SAE | None = None) -> dict[str, View]:
+def default_views(sae: SAE | None = None, names: Iterable[str] = ()) -> dict[str, View]:
     """Neurons, an SAE, and what could explain a gain of its latents besides superposition.
 
     Args:
         sae: whose latents are read; by default `SAE()`. Signed components are as many as its latents, at most two a unit.
+        names: of further views, out of `superpos.views.VIEWS`, with their default settings; those that are of another view are
+            of the SAE.
+
+    Raises:
+        ValueError: a view that is not registered, or that has no default settings.
+
+    >>> list(default_views(names=["rotation"]))
+    ['neuron', 'sae', 'random_sae', 'signed_pca', 'ica', 'rotation']
     """
     sae = SAE() if sae is None else sae
-    return {
+    views = {
         "neuron": Neuron(),
         "sae": sae,
         "random_sae": Untrained(sae),
         "signed_pca": PCA(signed=True, expansion=sae.expansion),
         "ica": ICA(),
     }
+    for name in names:
+        if name in views:
+            continue
+        if name not in VIEWS:
+            raise ValueError(f"views must be among {', '.join(VIEWS)}, got {name!r}{did_you_mean(name, VIEWS)}.")
+        kind: Any = VIEWS[name]
+        try:
+            views[name] = kind(of=sae) if "of" in kind.__dataclass_fields__ else kind()
+        except TypeError as error:
+            raise ValueError(
+                f"view {name} must be told more than its name: see help(superpos.views.{kind.__name__})."
+            ) from error
+    return views

@@ -1,8 +1,9 @@
 """What a comparison found: scores, and the intervals that they have."""
 
 import dataclasses
+import itertools
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from superpos import reliability, stats
+from superpos import reliability, selectivity, stats
 from superpos.comparison.batches import ends
 from superpos.metrics import Score
 from superpos.results import did_you_mean
@@ -192,19 +193,45 @@ class Comparison:
                 row["n_excluded"] = int(corrected.details["n_excluded"])
         return rows
 
-    def describe(self) -> list[dict[str, Any]]:
-        """What the views are like on the scored samples: a row for each side and view that tells, mean over seeds."""
-        rows = []
+    def of_units(self, metric: str) -> dict[str, dict[str, list[float]]]:
+        """The score of each target unit, mean over folds and seeds, by label and comparison, where `score` has them.
+
+        Args:
+            metric: its name.
+        """
+        scores: dict[str, dict[str, list[float]]] = {}
+        for label, comparisons in self.plan.of_label.items():
+            for comparison in comparisons:
+                score = self.score(label, comparison, metric)
+                if score is not None and score.units is not None:
+                    scores.setdefault(label, {})[comparison] = np.nanmean(score.units, axis=0).tolist()
+        return scores
+
+    def described(self) -> Iterator[tuple[str, str, dict[str, np.ndarray]]]:
+        """For each side and view that tells anything of itself: what it tells, of each seed."""
         for i, stack in enumerate(self.plan.stacks):
             for family in self.fits[i].values():
-                for view, values in family.described.items():
-                    for at, side in enumerate(stack.names):
-                        mine = {
-                            name: leaf.reshape(len(stack.names), family.n_seeds, -1)[at].mean() for name, leaf in values.items()
-                        }
-                        if mine:
-                            rows.append({"side": side, "view": view, **{name: float(value) for name, value in mine.items()}})
-        return rows
+                for (at, side), (view, values) in itertools.product(enumerate(stack.names), family.described.items()):
+                    n = len(stack.names)
+                    mine = {name: leaf.reshape(n, family.n_seeds, -1)[at, :, 0] for name, leaf in values.items()}
+                    if mine:
+                        yield side, view, mine
+
+    def describe(self) -> list[dict[str, Any]]:
+        """What the views are like on the scored samples: a row for each side and view that tells, mean over seeds."""
+        return [
+            {"side": side, "view": view, **{name: float(of_seeds.mean()) for name, of_seeds in mine.items()}}
+            for side, view, mine in self.described()
+        ]
+
+    @property
+    def doubts(self) -> list[str]:
+        """What gives reason to doubt the views, a sentence each, such as an ICA that has not converged."""
+        return [
+            f"{view} of {side}: {doubt}"
+            for side, view, mine in self.described()
+            for doubt in self.plan.view(side, view).doubts(mine)
+        ]
 
     def encode(self, side: str, view: str, seed: int = 0, x: ArrayLike | None = None) -> np.ndarray:
         """What a view reads in a side's scored samples, pooled as they were scored: `(samples, k)`.
@@ -226,6 +253,27 @@ class Comparison:
                 units = encode(params, flat(scored))
                 return np.asarray(self.plan._pooled(units.reshape(*scored.shape[:2], units.shape[-1])))
         raise ValueError(f"encode must be given a side and a view that were compared, got {side!r} and {view!r}.")
+
+    def explanations(self, label: str, comparison: str, n: int = 8, seed: int = 0) -> list[dict[str, Any]]:
+        """The source's units that explain the target's most, by the weights of ridge regression on all scored samples.
+
+        Args:
+            label: of one pair of sides.
+            comparison: whose views are read; they need not have been compared with each other.
+            n: units that are named, and samples of each.
+            seed: of the views.
+
+        Returns:
+            Rows as `superpos.selectivity.explanations` has them, with `samples`: the scored samples that drive the unit most,
+            by number, or by name where the first side has names.
+        """
+        (pair, *_), names = self.plan.pairs[label], ends(comparison)
+        source, target = (self.encode(side, name, seed) for side, name in zip(pair, names, strict=True))
+        rows = selectivity.explanations(source, target, n)
+        top = selectivity.top(jnp.asarray(source)[:, [row["unit"] for row in rows]], min(n, len(source)))
+        first = next(iter(self.plan.sides.values())).names
+        shown = np.asarray(top) if first is None else np.asarray(first)[self.plan.divided.images][np.asarray(top)]
+        return [{**row, "samples": samples.tolist()} for row, samples in zip(rows, shown, strict=True)]
 
     @property
     def scores(self) -> Any:
@@ -276,9 +324,7 @@ class Comparison:
                 axis.set_xlabel(plotting.metric_title(metric))
             line[0].set_title(label, loc="left")
         over = "no interval" if all(row["ci95"] is None for row in rows) else f"95 % interval over {rows[0]['over']}"
-        plotting.finish(figure, f"{self.n_scored} samples; bars: {over}")
-        if path is not None:
-            plotting.save(figure, path)
+        plotting.finish(figure, f"{self.n_scored} samples; bars: {over}", path=path)
         return figure
 
     def __repr__(self) -> str:

@@ -265,9 +265,11 @@ def _inner_total(alphas: Array, target: Array, path: _Path, fitted_on: Moments, 
 
 def _gcv(alpha: Array, path: _Path) -> Array:
     """Minus the generalised cross-validation error of each target, over its variance: `(n_target,)`."""
-    coefficients = _solve(path, path.cross, alpha)
-    explained = jnp.sum(coefficients * (2 * path.cross - path.values[:, None] * coefficients), axis=0)
-    residual = jnp.maximum(1 - safe_divide(explained, path.y_squares), 0)
+    # What no alpha explains, and what alpha keeps from being explained: as one difference the second would drown in rounding.
+    values = jnp.where(path.kept, path.values, jnp.inf)[:, None]
+    within = path.cross**2 / values
+    rest = jnp.maximum(path.y_squares - jnp.sum(within, axis=0), 0)
+    residual = safe_divide(rest + jnp.sum(within * (alpha / (values + alpha)) ** 2, axis=0), path.y_squares)
     freedom = 1 + jnp.sum(path.values / (path.values + alpha))
     return -residual / jnp.maximum(1 - freedom / path.count, 1 / path.count) ** 2
 

@@ -87,6 +87,30 @@ def activations(
     return {layer: v.swapaxes(0, 1).reshape(v.shape[1], -1, *v.shape[3:])[:, :n] for layer, v in batches.items()}
 
 
+def parts(
+    model: Any,
+    task: Any,
+    params: Any,
+    key: Key[Array, ""],
+    sizes: Sequence[int],
+    layers: Sequence[str],
+    positions: int | str,
+) -> list[dict[str, Float[Array, "networks images positions units"]]]:
+    """`activations` to several parts of a key's images, such as those that fit views and those that are scored.
+
+    Args:
+        model, task, params, layers, positions: as in `activations`.
+        key: of all parts; part i has the images that `part_key(key, i)` makes.
+        sizes: images of each part.
+    """
+    return [activations(model, task, params, part_key(key, i), n, layers, positions) for i, n in enumerate(sizes)]
+
+
+def part_key(key: Key[Array, ""], i: int) -> Key[Array, ""]:
+    """The key of the images of one of the `parts`."""
+    return jax.random.fold_in(key, i)
+
+
 @functools.partial(jax.jit, static_argnums=0)
 def image_batch(task: Any, key: Key[Array, ""], i: Any) -> tuple[Array, Array]:
     """The i-th `BATCH` of the images that a key makes, and their classes."""

@@ -1,6 +1,7 @@
 """Images that are made inside the program from a key: a textured shape on a cluttered ground, its class to be told."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -75,8 +76,8 @@ class ShapesAndTextures:
         """The name of each class, such as "disc, stripes"."""
         return tuple(f"{shape}, {texture}" for shape in self.shapes for texture in self.textures)
 
-    def sets(self, labels: Int[Array, " n"]) -> dict[str, tuple[Int[Array, " n"], tuple[str, ...]]]:
-        """The sets of categories that classes belong to, `class`, `shape` and `texture`: the category of each, and all names.
+    def sets(self, labels: Any) -> dict[str, tuple[Any, tuple[str, ...]]]:
+        """The sets that classes `(n,)` belong to, `class`, `shape` and `texture`: the category of each, and the names of all.
 
         >>> ShapesAndTextures().sets(np.array([0, 4]))["texture"]
         (array([0, 1]), ('plain', 'stripes', 'checks'))

@@ -10,6 +10,7 @@ To add one: write it in a file here, as a class that is registered by name, and 
 # Files name their architectures as they are imported, and ARCHITECTURES keeps this order.
 from superpos.sae.base import ARCHITECTURES as ARCHITECTURES
 from superpos.sae.base import SparseAutoencoder as SparseAutoencoder
+from superpos.sae.base import build as build
 from superpos.sae.base import register as register
 from superpos.sae.kernels import geometric_median as geometric_median
 from superpos.sae.vanilla import Vanilla as Vanilla

@@ -206,3 +206,28 @@ def register(name: str) -> Callable[[Kind], Kind]:
         return kind
 
     return named
+
+
+def build(name: str, n_inputs: int, n_latents: int, sparsity: Any, *, most: Any = None, **options: Any) -> Any:
+    """An autoencoder of a named architecture, with a value of what its ladder varies: `k`, `l1`, or another.
+
+    Args:
+        name: out of `ARCHITECTURES`.
+        n_inputs, n_latents: static sizes.
+        sparsity: may be traced.
+        most: the largest that it is, where it is a traced `k`.
+        **options: further fields of the architecture.
+
+    Raises:
+        ValueError: no such architecture, or settings that it refuses.
+
+    >>> from superpos.sae import TopK
+    >>> build("topk", 2, 3, sparsity=1).k
+    1
+    """
+    if name not in ARCHITECTURES:
+        raise ValueError(f"No architecture is called {name!r}; there are {', '.join(ARCHITECTURES)}.")
+    kind: Any = ARCHITECTURES[name]
+    if "most" in kind.__dataclass_fields__:
+        options.setdefault("most", most)
+    return kind(n_inputs, n_latents, **{kind.ladder[0]: sparsity}, **options)
