@@ -64,7 +64,7 @@ def test_ranks_mark_what_passes_mark(k):
 def test_no_step_waits_for_the_host_of_an_accelerator():
     """A loop whose end the data decide: its condition is more than a comparison with a number."""
     x = jax.ShapeDtypeStruct((64, 32), jnp.float32)
-    for mask in (sp.sae.base.top_k_mask, sp.sae.batch_topk.largest_mask):
+    for mask in (sp.sae.kernels.top_k_mask, sp.sae.batch_topk.largest_mask):
         traced = jax.jit(lambda x, mask=mask: mask(x, 7)).trace(x)
         conditions = {
             platform: re.findall(
