@@ -1,6 +1,7 @@
 """A view, a metric, a sparse autoencoder and a recording are each one class or function, and one line that registers it."""
 
 import dataclasses
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -8,11 +9,13 @@ import numpy as np
 import pytest
 
 import superpos as sp
-from experiments import align, brain_alignment
+from experiments import align, brain_alignment, sae_sweep
 from superpos import views
 from superpos.metrics import registry
 from superpos.metrics.base import Metric, correlations, from_units
 from superpos.sae import TopK
+from superpos.sae.base import Code
+from superpos.sae.options import POSITIVE
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,3 +90,48 @@ def test_a_recording_is_read_by_name(arrays, monkeypatch):
     planned = brain_alignment.plan(config, recording, sides)
     assert planned.divided.scored["recording"].shape == (80, 1, 4)
     assert "sae->site" in planned.comparisons
+
+
+def test_a_new_autoencoder_is_checked_saved_loaded_and_swept(tmp_path, key):
+    kept = dict(sp.sae.ARCHITECTURES)
+
+    @sp.sae.register("offset")
+    @jax.tree_util.register_dataclass
+    @dataclasses.dataclass(frozen=True)
+    class Offset(sp.sae.SparseAutoencoder):
+        """Latents that must pass one threshold."""
+
+        offset: float = dataclasses.field(metadata=POSITIVE)
+
+        ladder: ClassVar = ("offset", (0.1, 0.3, 1.0))
+
+        def _code(self, params, x, step):
+            pre = self._pre(params, x)
+            return Code(pre, jax.nn.relu(pre - self.offset))
+
+    try:
+        config = sae_sweep.get_config()
+        assert "offset" in config.architectures
+        assert sae_sweep.sae(config, 16, "offset", 64, 1).offset == 0.3
+        with pytest.raises(ValueError, match="offset must be above 0, got 0"):
+            Offset(3, 6, 0)
+        saved = Offset(3, 6, 0.1, dead="resample")
+        sp.sae.save(tmp_path / "saved", saved, saved.init(key))
+        loaded, params = sp.sae.load(tmp_path / "saved")
+        assert loaded == saved
+        np.testing.assert_array_equal(loaded.encode(params, jnp.ones((4, 3))), saved.encode(params, jnp.ones((4, 3))))
+        with pytest.raises(ValueError, match="got offset, which SAELens cannot compute"):
+            sp.sae.save(tmp_path / "saelens", saved, params, format="saelens")
+    finally:
+        sp.sae.ARCHITECTURES.clear()
+        sp.sae.ARCHITECTURES.update(kept)
+
+
+def test_names_are_given_once():
+    with pytest.raises(ValueError, match="metric named 'ridge' already"):
+        sp.metrics.register(sp.metrics.Ridge(per_target=True))
+    with pytest.raises(ValueError, match="got 'topk'"):
+        sp.sae.register("topk")(TopK)
+    with pytest.raises(ValueError, match="ladder must name a field and three values"):
+        sp.sae.register("base")(sp.sae.SparseAutoencoder)
+    assert "base" not in sp.sae.ARCHITECTURES
