@@ -190,7 +190,9 @@ def divide(
 
     if isinstance(folds, str | os.PathLike):
         folds = np.asarray(data.load(os.fspath(folds)))
-    given = None if folds is None or isinstance(folds, int | np.integer) else np.asarray(folds)
+    if folds is None:
+        raise ValueError("folds must be a number of folds, or the fold of each row: views are scored on held-out samples.")
+    given = None if isinstance(folds, int | np.integer) else np.asarray(folds)
     if given is not None and given.shape != (len(sources[first].array),):
         raise ValueError(f"folds must be one a row, ({len(sources[first].array)},), got shape {given.shape}.")
     given = None if given is None else given[rows[first]]
@@ -199,6 +201,8 @@ def divide(
         training, scored = folds_lib.split(named_groups, split, split_key)
     if given is not None:
         scored = scored[given[scored] >= 0]
+        if not len(scored):
+            raise ValueError("folds must leave some rows to be scored, got none at or above 0.")
     _refuse_scored(sides, sources, own, rows, scored)
 
     ids, n_folds = folds_lib.assign_folds(
@@ -354,23 +358,23 @@ def _in_order(array: Any, axes: Sequence[str] | None) -> np.ndarray:
 def _pair(sources: Mapping[str, _Source]) -> tuple[dict[str, np.ndarray], dict[str, int]]:
     """The rows of each side that are the same images, and how many of each have no partner.
 
-    Sides with names are paired by them with the first side; without, on either, rows are in the first side's order.
+    Sides with names are paired by them with the first that has any; those without are in that side's order.
     """
-    first, reference_side = next(iter(sources.items()))
-    n = len(reference_side.array)
+    first = next((name for name, source in sources.items() if source.names is not None), next(iter(sources)))
+    n, names = len(sources[first].array), sources[first].names
     where: dict[str, dict[str, int]] = {}
     for name, source in sources.items():
-        if source.names is None or reference_side.names is None:
+        if source.names is None:
             if len(source.array) != n:
-                raise ValueError(_unequal(first, name, reference_side.array.shape, source.array.shape))
+                raise ValueError(_unequal(first, name, sources[first].array.shape, source.array.shape))
             continue
         if again := [image for image, count in Counter(source.names).items() if count > 1]:
             raise ValueError(f"names of {name} must hold each image once, but {again[0]} is there more than once.")
         where[name] = {image: i for i, image in enumerate(source.names)}
-    order = [i for i in range(n) if not where or all((reference_side.names or ())[i] in images for images in where.values())]
+    order = [i for i in range(n) if names is None or all(names[i] in images for images in where.values())]
     if not order:
         raise ValueError(f"names of the sides must have images in common, but {', '.join(where)} have none.")
-    chosen = [] if reference_side.names is None else [reference_side.names[i] for i in order]
+    chosen = [] if names is None else [names[i] for i in order]
     rows = {name: np.array([where[name][image] for image in chosen]) if name in where else np.array(order) for name in sources}
     reference = None
     for name, source in sources.items():
@@ -412,6 +416,9 @@ def _check_positions(*pair: tuple[str, _Source]) -> None:
 
 def _groups(sources: Mapping[str, _Source], rows: Mapping[str, np.ndarray], groups: Any, n_rows: int) -> np.ndarray:
     """The group of each paired row, numbered: as given, and copies of one image together."""
+    from scipy.sparse import block_array, coo_array
+    from scipy.sparse.csgraph import connected_components
+
     first = next(iter(sources))
     if groups is not None:
         groups = np.asarray(groups)
@@ -420,11 +427,18 @@ def _groups(sources: Mapping[str, _Source], rows: Mapping[str, np.ndarray], grou
                 f"groups must be integers, one a row of {first}, ({len(sources[first].array)},), "
                 f"got {groups.dtype} {groups.shape}."
             )
-        return np.unique(groups[rows[first]], return_inverse=True)[1]
-    for name, source in sources.items():
-        if source.hashes is not None:
-            return np.unique(source.hashes[rows[name]], return_inverse=True)[1]
-    return np.arange(n_rows)
+        parts = [np.unique(groups[rows[first]], return_inverse=True)[1]]
+    else:
+        parts = [np.arange(n_rows)]
+    # Copies of one image join the groups that they are in.
+    hashed = [source.hashes[rows[name]] for name, source in sources.items() if source.hashes is not None]
+    parts += [np.unique(hashes, return_inverse=True)[1] for hashes in hashed]
+    joined = parts[0]
+    for part in parts[1:]:
+        edges = coo_array((np.ones(n_rows), (joined, part)), shape=(n_rows, n_rows))
+        both = block_array([[None, edges], [edges.T, None]])
+        joined = connected_components(both, directed=False)[1][:n_rows][joined]
+    return np.unique(joined, return_inverse=True)[1]
 
 
 def _own(name: str, side: Side, source: _Source) -> np.ndarray | None:
@@ -486,17 +500,22 @@ def _refuse_scored(
                 raise ValueError(f"{name}_train must hold images that are not scored, but {path} has {len(common)} that are.")
         common_rows = _in_both(sources[name].array[rows[name][scored]], others)
         if common_rows:
-            raise ValueError(f"{name}_train must hold samples that are not scored, but {common_rows} of its images are.")
+            raise ValueError(f"{name}_train must hold samples that are not scored, but {common_rows} of them are.")
 
 
 def _in_both(scored: np.ndarray, training: np.ndarray) -> int:
-    """How many images are in both, where they are more than one in a hundred: silent or flat ones are alike by chance.
+    """How many samples are in both, where they are more than one in a hundred of those that tell anything.
 
-    So are images of values that are few.
+    Samples tell nothing that are scored more than once, or whose units are silent but for one value: they are alike by chance.
+    Neither rescaled nor rounded copies are noticed.
     """
-    some = scored.ravel()[:10_000]
-    if 2 * len(np.unique(some)) <= len(some) or scored.shape[1:] != training.shape[1:]:
-        return 0
-    images = {image.tobytes() for image in np.ascontiguousarray(scored)}
-    common = len(images.intersection(image.tobytes() for image in np.ascontiguousarray(training)))
-    return common if 100 * common > len(images) else 0
+
+    def told(array: np.ndarray) -> Counter:
+        rows = np.ascontiguousarray(array.reshape(-1, array.shape[-1]))
+        silent = rows == 0
+        low, high = np.where(silent, np.inf, rows).min(axis=1), np.where(silent, -np.inf, rows).max(axis=1)
+        return Counter(row.tobytes() for row in rows[low < high])
+
+    single = {row for row, count in told(scored).items() if count == 1}
+    common = len(single.intersection(told(training)))
+    return common if 100 * common > len(single) else 0

@@ -26,7 +26,9 @@ from superpos.metrics.base import positive_integer
 from superpos.moments import Moments
 
 
-def over_pairs(scores: Float[np.ndarray, "seeds seeds"], *, symmetric: bool = False) -> dict[str, Any]:
+def over_pairs(
+    scores: Float[np.ndarray, "seeds seeds"], *, symmetric: bool = False, present: ArrayLike | None = None
+) -> dict[str, Any]:
     """Mean, spread and confidence interval of a score over pairs of seeds, the seeds being the sample.
 
     Pairs share seeds and so are not independent: each seed in turn is left out with all of its pairs, and the jackknife
@@ -35,6 +37,7 @@ def over_pairs(scores: Float[np.ndarray, "seeds seeds"], *, symmetric: bool = Fa
     Args:
         scores: `(n_seeds, n_seeds)`, the score of each ordered pair; the diagonal is ignored.
         symmetric: count unordered pairs once.
+        present: `(n_seeds, n_seeds)`, which pairs there are, by default all.
 
     Returns:
         `mean`, `std` over pairs, `ci95` (two numbers; None with fewer than 3 seeds, which leave nothing to estimate it from),
@@ -48,12 +51,15 @@ def over_pairs(scores: Float[np.ndarray, "seeds seeds"], *, symmetric: bool = Fa
     if scores.shape != (n_seeds, n_seeds) or n_seeds < 2:
         raise ValueError(f"scores must be a square of at least 2 seeds, got shape {scores.shape}.")
     used = np.triu(np.ones_like(scores, bool), 1) if symmetric else ~np.eye(n_seeds, dtype=bool)
+    used = used if present is None else used & np.asarray(present, bool)
+    if not used.any():
+        raise ValueError("present must leave at least one pair of two different seeds.")
     pairs = scores[used]
     interval = None
     if n_seeds > 2:
         seeds = np.arange(n_seeds)
         kept = [used & (seeds[:, None] != left_out) & (seeds != left_out) for left_out in seeds]
-        replicates = np.array([scores[some].mean() for some in kept])
+        replicates = np.array([scores[some].mean() if some.any() else np.nan for some in kept])
         error = np.sqrt((n_seeds - 1) * np.mean((replicates - replicates.mean()) ** 2))
         interval = _students_interval(pairs.mean(), error, n_seeds - 1)
     return {

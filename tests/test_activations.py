@@ -66,6 +66,31 @@ def test_sides_pair_by_name_with_the_first(arrays):
     np.testing.assert_array_equal(divided.scored["c"], x[np.sort(order)] + 1)
 
 
+def test_sides_pair_by_name_whichever_has_names(arrays):
+    x, y = arrays
+    names = [f"{i}.png" for i in range(20)]
+    sides = {"a": Side(x), "b": Side(x, names=names), "c": Side(y[::-1], names=names[::-1])}
+    divided = divide(sides, folds=2)
+    np.testing.assert_array_equal(divided.scored["a"], divided.scored["b"])
+    np.testing.assert_array_equal(divided.scored["c"], y)
+
+
+def test_copies_join_the_groups_that_they_are_in(arrays):
+    hashes = [f"{i // 2}" for i in range(20)]  # each image twice
+    groups = np.repeat(np.arange(5), [1, 3, 4, 8, 4])  # straddled by the first copies
+    divided = divide({"a": Side(arrays[0], hashes=hashes)}, fitted=("a",), groups=groups, folds=2)
+    trained = np.setdiff1d(np.arange(20), divided.images)
+    assert not {hashes[i] for i in trained} & {hashes[i] for i in divided.images}
+    assert not {groups[i] for i in trained} & {groups[i] for i in divided.images}
+
+
+def test_flattened_or_sparse_copies_of_scored_samples_do_not_train(arrays):
+    x = np.maximum(arrays[0] - 0.3, 0)
+    for train in (x, x.reshape(-1, 4), np.concatenate([x.reshape(-1, 4)[:10], 1 + x.reshape(-1, 4)])):
+        with pytest.raises(ValueError, match="a_train must hold samples that are not scored"):
+            divide({"a": Side(x, train=train)}, fitted=("a",))
+
+
 def test_given_folds_leave_rows_out(arrays):
     ids = np.arange(20) % 3 - 1
     divided = divide({"a": Side(arrays[0]), "b": Side(arrays[1])}, folds=ids)
@@ -150,7 +175,7 @@ REFUSED = [
     (
         lambda x, y: {"a": Side(x, train=x), "b": Side(y)},
         {},
-        "a_train must hold samples that are not scored, but 20 of its images are",
+        "a_train must hold samples that are not scored, but 60 of them are images are",
     ),
     (lambda x, y: {"a": Side(x, train=x[..., :2]), "b": Side(y)}, {}, "a_train must have 4 units, got 2"),
     (lambda x, y: {"a": Side(x), "b": Side(y)}, {"split": 1.0, "fitted": ("a",)}, "split must be above 0 and below 1"),
@@ -171,6 +196,8 @@ REFUSED = [
         "a and b must have the same positions, got 3 and 2",
     ),
     (lambda x, y: {"a": Side(x, truth=y[:3]), "b": Side(y)}, {}, "truth of a must be of its rows and positions"),
+    (lambda x, y: {"a": Side(x)}, {"folds": None}, "folds must be a number of folds, or the fold of each row"),
+    (lambda x, y: {"a": Side(x)}, {"folds": np.full(20, -1)}, "folds must leave some rows to be scored"),
     (lambda x, y: {}, {}, "sides must hold at least one side"),
 ]
 

@@ -423,5 +423,5 @@ def test_refuses_options_that_a_layout_does_not_take(name, options, message, tmp
 
 
 def test_a_time_bin_is_a_number(assembly, tmp_path):
-    with pytest.raises(ValueError, match="time_bin must be a whole number, got '1'"):
-        brain.load("brainscore", save(assembly, tmp_path / "a.nc"), time_bin="1")
+    with pytest.raises(ValueError, match="time_bin must be a whole number, got 'one'"):
+        brain.load("brainscore", save(assembly, tmp_path / "a.nc"), time_bin="one")

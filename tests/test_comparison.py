@@ -103,11 +103,13 @@ def test_differences_are_paired(compared):
 
 def test_scores_are_corrected_for_noise_unit_by_unit(compared):
     found, _ = compared
-    (row,) = [row for row in found.corrected(0.1) if row["comparison"] == "neuron->neuron"]
+    (row,) = [row for row in found.over_units(0.1) if row["comparison"] == "neuron->neuron"]
     units = np.asarray(found.cells["a->b", ("a", "b"), "neuron->neuron"]["semi_match"]["units"]).mean(axis=(0, 1))
     reliability = np.array([0.9, 0.5, 0.5, 0.8])
     assert row["corrected"] == pytest.approx((units[:4] / np.sqrt(reliability)).mean(), abs=1e-5)
-    assert (row["n_units"], row["n_excluded"]) == (5, 1) or (row["n_units"], row["n_excluded"]) == (4, 1)
+    assert (row["n_units"], row["n_excluded"]) == (5, 1)
+    others = [row for row in found.over_units(0.1) if row["comparison"] == "ica->ica"]
+    assert all(row["corrected"] is None for row in others)  # the reliability of neurons is not that of components
 
 
 def test_the_table_and_the_figure_hold_everything(compared, tmp_path):
@@ -181,6 +183,46 @@ def test_many_sides_are_one_sample(arrays):
         found.summary("seeds")
 
 
+def test_some_pairs_of_sides_are_a_sample_too(arrays):
+    x, y = arrays
+    sides = {"a": Side(x), "b": Side(y), "c": Side(x[..., ::-1] + y)}
+    pairs = [("a", "b"), ("a", "c")]
+    found = compare_sides(
+        sides, {"layer": pairs}, {"neuron": views.Neuron()}, "neuron->neuron", metrics="semi_match", n_blocks=None
+    )
+    means = [found.cells["layer", pair, "neuron->neuron"]["semi_match"]["mean"][0] for pair in pairs]
+    (row,) = found.summary()
+    assert row["mean"] == pytest.approx(np.mean(means), abs=1e-6)
+    assert row["n_pairs"] == 2
+    for wrong in ([("a", "a")], [("a", "b"), ("a", "b")]):
+        with pytest.raises(ValueError, match="pairs must be of two different sides, and each there once"):
+            Plan(sides, {"layer": wrong}, VIEWS, COMPARISONS)
+
+
+def test_units_are_paired_only_where_they_are_the_same(compared):
+    found, _ = compared
+    rows = {row["difference"]: row for row in found.differences()}
+    assert rows["sae->neuron - neuron->neuron"]["ci95_units"] is not None
+    assert rows["ica->ica - neuron->neuron"]["ci95_units"] is None
+    assert "ci95_seeds" in rows["sae->neuron - neuron->neuron"]
+    over_units = {row["comparison"]: row for row in found.summary("units")}
+    assert over_units["ica->ica"]["ci95"] is None  # two seeds have two sets of components
+    assert over_units["sae->neuron"]["ci95"] is not None
+
+
+def test_views_that_nobody_named_are_fitted_below_those_of_them(arrays):
+    x, y = (array[:, 0] for array in arrays)
+    found = compare(x, y, {"top": views.Top(views.PCA(), m=3)}, ("top->top",), metrics="semi_match", n_blocks=None)
+    assert found.encode("source", "top").shape[1] == 3
+    aligned = views.Top(views.Neuron(), m=2, by="alignment")
+    chosen = compare(
+        x, y[:, :2], {"neuron": views.Neuron(), "top": aligned}, ("top->neuron",), metrics="semi_match", n_blocks=None
+    )
+    r = np.corrcoef(chosen.plan.divided.training["source"].T, chosen.plan.divided.training["target"].T)[:5, 5:]
+    best = np.argsort(-np.abs(r).max(axis=1))[:2]
+    np.testing.assert_array_equal(chosen.encode("source", "top"), chosen.plan.divided.scored["source"][:, 0][:, best])
+
+
 def test_weights_give_common_units_more_say(arrays):
     x, y = (array.reshape(-1, 5) for array in arrays)
     y = y * np.array([10, 1, 1, 1, 1], np.float32)
@@ -240,6 +282,10 @@ REFUSED = [
     ({"comparisons": ("sae->sae", "sae->sae")}, "comparisons must each be there once"),
     ({"metrics": "rige"}, "rige"),
     ({"weights": "varance"}, r"weights must be uniform, variance, density, got 'varance' \(near it: variance\)"),
+    ({"n_seeds": None}, "n_seeds must be a whole number of at least 1, got None"),
+    ({"views": {"neuron": "neuron"}, "comparisons": "neuron->neuron"}, "views must map names to views"),
+    ({"comparisons": {"other": ("neuron->neuron",)}}, "comparisons must have the labels of pairs"),
+    ({"views": {"sae": views.SAE(expansion=-1)}, "comparisons": "sae->sae"}, "expansion of an SAE must be above 0"),
     ({"n_seeds": 0}, "n_seeds must be a whole number of at least 1, got 0"),
     ({"n_blocks": 1}, "n_blocks must be a whole number of at least 2, got 1"),
     ({"n_blocks": 50}, "n_blocks must be at most"),
@@ -255,6 +301,15 @@ def test_what_is_refused_is_named_before_anything_trains(arrays, settings, messa
     settings = {"views": VIEWS, "comparisons": COMPARISONS, **settings}
     with pytest.raises(ValueError, match=message):
         Plan({"source": Side(arrays[0]), "target": Side(arrays[1])}, [("source", "target")], **settings)
+
+
+def test_training_samples_belong_to_one_place(arrays):
+    with pytest.raises(ValueError, match="train of source must be given to its Side"):
+        compare(Side(arrays[0]), arrays[1], VIEWS, COMPARISONS, train=(arrays[0] + 1, None))
+    with pytest.raises(ValueError, match="train must be a pair"):
+        compare(*arrays, VIEWS, COMPARISONS, train=arrays[0])
+    with pytest.raises(ValueError, match=r"reliability of b must be \(5,\), one a unit"):
+        Plan({"a": Side(arrays[0]), "b": Side(arrays[1], reliability=np.ones(3))}, [("a", "b")], VIEWS, COMPARISONS)
 
 
 def test_sides_that_nobody_knows_are_refused(arrays):

@@ -238,7 +238,10 @@ BAD = [
     (["--config.source={}/a.npy", "--config.target={}/a.npy", "--config.metrics=('cosine',)"], "got 'cosine'"),
     (["--config.source={}/a.npy", "--config.target={}/a.npy", "--config.n_folds=100"], "number of samples, 60, got 100"),
     (["--config.train_fraction=2", "--config.source={}/a.npy", "--config.target={}/a.npy"], "config.train_fraction must be"),
-    (["--config.source={}/a.npy", "--config.target={}/a.npy", "--config.comparisons=('sea->sae',)"], "got 'sea' in"),
+    (
+        ["--config.source={}/a.npy", "--config.target={}/a.npy", "--config.comparisons=('sea->sae',)"],
+        "got 'sea' (near it: sae)",
+    ),
     (["--config.nonsense=1"], "config has no field 'nonsense'"),
     (["--config.sae.kk=1"], "config has no field 'kk' (near it: k); its fields are"),
     (["--config.sorce=a.npy"], "config has no field 'sorce' (near it: source"),

@@ -137,6 +137,11 @@ def compare(
     >>> [row["comparison"] for row in found.summary() if row["mean"] > 0.9]
     ['ica->ica']
     """
+    if not isinstance(train, tuple | list) or len(train) != 2:
+        raise ValueError(f"train must be a pair, samples of the source and of the target, got {type(train).__name__}.")
+    for name, side, own in zip(("source", "target"), (source, target), train, strict=True):
+        if isinstance(side, Side) and own is not None:
+            raise ValueError(f"train of {name} must be given to its Side, which is given.")
     given = [
         side if isinstance(side, Side) else Side(side, train=own) for side, own in zip((source, target), train, strict=True)
     ]

@@ -28,7 +28,7 @@ from superpos.comparison.batches import WEIGHTS, ends, score
 from superpos.comparison.result import Comparison, Fits, Stack, flat
 from superpos.results import did_you_mean
 from superpos.sweeps import sweep
-from superpos.views import ICA, PCA, SAE, VIEWS, Neuron, Rows, Untrained, View, fit_all, params_of, shared
+from superpos.views import ICA, PCA, SAE, VIEWS, Neuron, Rows, Top, Untrained, View, fit_all, params_of, shared
 from superpos.views.base import name_of
 
 DEFAULT_COMPARISONS = ("neuron->neuron", "signed_pca->signed_pca", "ica->ica", "random_sae->random_sae", "sae->sae")
@@ -71,12 +71,16 @@ class Plan:
             for label, listed in (pairs if isinstance(pairs, Mapping) else {f"{a}->{b}": [(a, b)] for a, b in pairs}).items()
         }
         asked: Any = DEFAULT_COMPARISONS if comparisons is None else comparisons
+        asked = (asked,) if isinstance(asked, str) else asked
+        if isinstance(asked, Mapping) and set(asked) != set(self.pairs):
+            raise ValueError(f"comparisons must have the labels of pairs, {', '.join(self.pairs)}, got {', '.join(asked)}.")
         self.of_label = {label: tuple(asked.get(label, ()) if isinstance(asked, Mapping) else asked) for label in self.pairs}
         self.comparisons = tuple(dict.fromkeys(name for names in self.of_label.values() for name in names))
         if weights not in WEIGHTS:
             raise ValueError(f"weights must be {', '.join(WEIGHTS)}, got {weights!r}{did_you_mean(weights, WEIGHTS)}.")
         for name, value, least in (("n_seeds", n_seeds, 1), ("n_blocks", n_blocks, 2)):
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least):
+            unset = value is None and name == "n_blocks"
+            if not unset and (isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least):
                 raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}.")
         self.weights, self.pool, self.n_seeds, self.n_blocks = weights, pool, n_seeds, n_blocks
         self.sides = dict(sides)
@@ -102,17 +106,29 @@ class Plan:
             for comparison in self.of_label[label]
             if (reason := self._lacks(listed, comparison, views))
         ]
+        if len(self.missing) == sum(map(len, self.of_label.values())):
+            raise ValueError(f"comparisons must leave something to compare, but {self.missing[0]['reason']}.")
+        for name, side in self.sides.items():
+            n_units = self.divided.scored[name].shape[-1]
+            if side.reliability is not None and np.shape(side.reliability) != (n_units,):
+                raise ValueError(f"reliability of {name} must be ({n_units},), one a unit, got {np.shape(side.reliability)}.")
 
     # What can be refused.
 
     def _check_names(self, views: Mapping[str, View]) -> None:
         if not self.pairs or not all(self.pairs.values()):
             raise ValueError("pairs must name at least one pair of sides.")
+        for label, listed in self.pairs.items():
+            if len(set(listed)) < len(listed) or any(a == b for a, b in listed):
+                raise ValueError(f"pairs must be of two different sides, and each there once, got {listed} for {label}.")
         for pair in (pair for listed in self.pairs.values() for pair in listed):
             for name in pair:
                 if name not in self.sides:
                     hint = did_you_mean(name, self.sides)
                     raise ValueError(f"pairs must be of the sides {', '.join(self.sides)}, got {name!r}{hint}.")
+        for name, view in itertools.chain(views.items(), *(side.views.items() for side in self.sides.values())):
+            if not isinstance(view, View):
+                raise ValueError(f"views must map names to views, such as views.Neuron(), got {view!r} for {name}.")
         known = {**views, **{name: view for side in self.sides.values() for name, view in side.views.items()}}
         for comparison in self.comparisons:
             for name in ends(comparison):
@@ -170,6 +186,8 @@ class Plan:
             for view_name, view in of.items():
                 if getattr(view, "truth", view) is None and name in self.divided.truth:
                     view = dataclasses.replace(view, truth=Rows(jnp.asarray(self.divided.truth[name])))  # type: ignore[type-var]
+                if isinstance(view, Top) and view.by == "alignment":
+                    view = dataclasses.replace(view, target=self._partner(name))
                 try:
                     view.check(n_units, len(training) or None)
                     prepared[view_name] = view.prepare(Rows(jnp.asarray(training if len(training) else flat(scored))))
@@ -186,6 +204,24 @@ class Plan:
             stack.scored.append(scored)
             stack.training.append(training)
         return stacks
+
+    def _partner(self, side: str) -> Rows:
+        """The samples that fit views of the only other side that a side is compared with, row by row the same samples.
+
+        Raises:
+            ValueError: there are several, or they have no samples in common.
+        """
+        listed = [pair for of_label in self.pairs.values() for pair in of_label if side in pair]
+        others = {name for pair in listed for name in pair if name != side}
+        if len(others) > 1:
+            raise ValueError(f"by of Top must be variance for {side}, which is compared with {', '.join(sorted(others))}.")
+        (other,) = others
+        own, theirs = self.divided.training[side], self.divided.training[other]
+        if not len(own) or len(own) != len(theirs):
+            raise ValueError(
+                f"by of Top must be variance for {side}: it and {other} have no samples in common to fit views on."
+            )
+        return Rows(jnp.asarray(theirs))
 
     def _data(self, stack: "Stack") -> dict[str, np.ndarray]:
         return {"scored": np.stack(stack.scored), "training": np.stack(stack.training)}
@@ -230,14 +266,14 @@ class Plan:
         options: dict[str, Any] = {"chunk": chunk, "devices": devices, "progress": progress}
         folder = None if workdir is None else Path(workdir)
         fits: list[dict[str, Fits]] = [{} for _ in self.stacks]
-        for number, (i, root, family) in enumerate(self.families):
+        for i, root, family in self.families:
             stack = self.stacks[i]
             n_seeds = self.n_seeds if any(view.random for view in family.values()) else 1
             rows = np.array(
                 [[at, zlib.crc32(name.encode()), seed] for at, name in enumerate(stack.names) for seed in range(n_seeds)],
                 np.uint32,
             )
-            where = None if folder is None else folder / f"{number}_{_plain(root)}"
+            where = None if folder is None else folder / f"{_plain(root)}_{i}"
             swept = sweep(self._train(family), {}, rows, data_key=self._data(stack), workdir=where, **options).load()
             fits[i][root] = Fits(family, swept["fits"], swept["described"], n_seeds)
         fitted = time.perf_counter()
@@ -397,8 +433,8 @@ def default_views(sae: SAE | None = None, names: Iterable[str] = ()) -> dict[str
 
     Args:
         sae: whose latents are read; by default `SAE()`. Signed components are as many as its latents, at most two a unit.
-        names: of further views, out of `superpos.views.VIEWS`, with their default settings; those that are of another view are
-            of the SAE.
+        names: of further views, out of `superpos.views.VIEWS`, with their default settings; those that are of an SAE by
+            default are of this one.
 
     Raises:
         ValueError: a view that is not registered, or that has no default settings.
@@ -421,7 +457,8 @@ def default_views(sae: SAE | None = None, names: Iterable[str] = ()) -> dict[str
             raise ValueError(f"views must be among {', '.join(VIEWS)}, got {name!r}{did_you_mean(name, VIEWS)}.")
         kind: Any = VIEWS[name]
         try:
-            views[name] = kind(of=sae) if "of" in kind.__dataclass_fields__ else kind()
+            of = kind.__dataclass_fields__.get("of")
+            views[name] = kind(of=sae) if of is not None and isinstance(of.default, SAE) else kind()
         except TypeError as error:
             raise ValueError(
                 f"view {name} must be told more than its name: see help(superpos.views.{kind.__name__})."

@@ -15,7 +15,7 @@ from superpos import reliability, selectivity, stats
 from superpos.comparison.batches import ends
 from superpos.metrics import Score
 from superpos.results import did_you_mean
-from superpos.views import View, params_of
+from superpos.views import Neuron, View, params_of
 
 
 def flat(array: Any) -> Any:
@@ -78,14 +78,21 @@ class Comparison:
     def missing(self) -> list[dict[str, str]]:
         """What was not compared, or came to no score, and why: a row each."""
         silent = [
-            {"pair": label, "comparison": comparison, "reason": f"no live unit on one side of {' -> '.join(pair)}"}
+            {
+                "pair": label,
+                "comparison": comparison,
+                "reason": f"NaN for {' -> '.join(pair)}: a side without a live unit, or a view that gives NaN",
+            }
             for (label, pair, comparison), metrics in self.cells.items()
             if any(np.isnan(scores["mean"]).any() for scores in metrics.values())
         ]
         return [*self.plan.missing, *silent]
 
     def summary(self, over: str | None = None) -> list[dict[str, Any]]:
-        """A row for each label, metric and comparison: `mean`, `std`, `ci95` and what both are over.
+        """A row for each label, metric and comparison: `mean`, `ci95` and what it is `over`, and `std`.
+
+        The interval over samples holds for the views and maps at hand. Beside it stands `ci95_seeds`, which says how much
+        another seed of the views may change: where that is wide, believe it. `std` is over seeds, or over pairs of sides.
 
         Args:
             over: "sides": all pairs of a label together, the sides being the sample; "seeds" of views; "samples", for the views
@@ -103,8 +110,13 @@ class Comparison:
                     if all(cell is not None for cell in cells):
                         scores = [cell[metric.name] for cell in cells if cell is not None]
                         row = {"pair": label, "metric": metric.name, "comparison": comparison}
-                        rows.append({**row, **self._interval(listed, scores, over)})
+                        steady = all(self._steady(pair, comparison) for pair in listed)
+                        rows.append({**row, **self._interval(listed, scores, over, steady)})
         return rows
+
+    def _steady(self, pair: tuple[str, str], comparison: str) -> bool:
+        """Whether the target's units are the same for every seed."""
+        return not self.plan.view(pair[1], ends(comparison)[1]).random
 
     def differences(self, pairs: Sequence[tuple[str, str]] | None = None, over: str | None = None) -> list[dict[str, Any]]:
         """Differences between comparisons, paired: `difference` names which is subtracted from which.
@@ -128,7 +140,8 @@ class Comparison:
                     both = [[self.cells.get((label, pair, name)) for pair in listed] for name in (a, b)]
                     if any(cell is None for side in both for cell in side):
                         continue
-                    scores = [_subtract(x[metric.name], y[metric.name]) for x, y in zip(*both, strict=True)]  # type: ignore[index]
+                    same = ends(a)[1] == ends(b)[1] and all(self._steady(pair, a) for pair in listed)
+                    scores = [_subtract(x[metric.name], y[metric.name], same) for x, y in zip(*both, strict=True)]  # type: ignore[index]
                     row = {"pair": label, "metric": metric.name, "difference": f"{a} - {b}"}
                     rows.append({**row, **self._interval(listed, scores, over)})
                     same_units = len(listed) == 1 and "units" in scores[0]
@@ -137,7 +150,9 @@ class Comparison:
                         rows[-1]["p_value"] = stats.paired(_jackknife(scores[0]), _nothing(scores[0]))["p_value"]
         return rows
 
-    def _interval(self, listed: Sequence[tuple[str, str]], scores: Sequence[Any], over: str | None) -> dict[str, Any]:
+    def _interval(
+        self, listed: Sequence[tuple[str, str]], scores: Sequence[Any], over: str | None, steady: bool = True
+    ) -> dict[str, Any]:
         over = over or ("sides" if len(listed) > 1 else "samples" if self.plan.n_blocks else "seeds")
         if over not in OVER:
             raise ValueError(f"over must be {', '.join(OVER)}, got {over!r}{did_you_mean(over, OVER)}.")
@@ -146,10 +161,16 @@ class Comparison:
             square = np.full((len(names), len(names)), np.nan)
             for (a, b), score in zip(listed, scores, strict=True):
                 square[names.index(a), names.index(b)] = score["mean"].mean()
-            return {**stats.over_pairs(square), "over": over}
+            return {**stats.over_pairs(square, present=_listed(listed, names)), "over": over}
         if len(scores) > 1:
             raise ValueError(f"over must be sides where a label has several pairs of them, got {over!r}.")
-        return {**OVER[over](scores[0]), "over": over}
+        if over == "units" and not steady and len(scores[0]["mean"]) > 1:
+            # Latents of different seeds are different units: there is a mean of all, and no one sample of them.
+            return {"mean": scores[0]["mean"].mean(), "std": None, "ci95": None, "n_units": None, "over": over}
+        row = OVER[over](scores[0])
+        if over == "samples":
+            row["ci95_seeds"] = stats.over_seeds(scores[0]["mean"])["ci95"]
+        return {**row, "over": over}
 
     def score(self, label: str, comparison: str, metric: str) -> Score | None:
         """The score of one pair, mean over seeds, with that of each target unit; None where there is none.
@@ -185,8 +206,9 @@ class Comparison:
                 continue
             units = stats.over_units(score)
             row |= {"ci95_units": units["ci95"], "n_units": units["n_units"]}
-            given = self.plan.sides[self.plan.pairs[row["pair"]][0][1]].reliability
-            if given is not None and np.size(given) == score.units.shape[1]:
+            side = self.plan.pairs[row["pair"]][0][1]
+            given, reader = self.plan.sides[side].reliability, self.plan.view(side, ends(row["comparison"])[1])
+            if given is not None and isinstance(reader, Neuron):
                 corrected = reliability.disattenuate(score, given, minimum)
                 units = stats.over_units(corrected)
                 row |= {"corrected": units["mean"], "corrected_ci95_units": units["ci95"]}
@@ -207,7 +229,7 @@ class Comparison:
                     scores.setdefault(label, {})[comparison] = np.nanmean(score.units, axis=0).tolist()
         return scores
 
-    def described(self) -> Iterator[tuple[str, str, dict[str, np.ndarray]]]:
+    def described(self) -> Iterator[tuple[str, str, View, dict[str, np.ndarray]]]:
         """For each side and view that tells anything of itself: what it tells, of each seed."""
         for i, stack in enumerate(self.plan.stacks):
             for family in self.fits[i].values():
@@ -215,23 +237,19 @@ class Comparison:
                     n = len(stack.names)
                     mine = {name: leaf.reshape(n, family.n_seeds, -1)[at, :, 0] for name, leaf in values.items()}
                     if mine:
-                        yield side, view, mine
+                        yield side, view, family.views[view], mine
 
     def describe(self) -> list[dict[str, Any]]:
         """What the views are like on the scored samples: a row for each side and view that tells, mean over seeds."""
         return [
             {"side": side, "view": view, **{name: float(of_seeds.mean()) for name, of_seeds in mine.items()}}
-            for side, view, mine in self.described()
+            for side, view, _, mine in self.described()
         ]
 
     @property
     def doubts(self) -> list[str]:
         """What gives reason to doubt the views, a sentence each, such as an ICA that has not converged."""
-        return [
-            f"{view} of {side}: {doubt}"
-            for side, view, mine in self.described()
-            for doubt in self.plan.view(side, view).doubts(mine)
-        ]
+        return [f"{view} of {side}: {doubt}" for side, view, reader, mine in self.described() for doubt in reader.doubts(mine)]
 
     def encode(self, side: str, view: str, seed: int = 0, x: ArrayLike | None = None) -> np.ndarray:
         """What a view reads in a side's scored samples, pooled as they were scored: `(samples, k)`.
@@ -245,6 +263,8 @@ class Comparison:
             if side in stack.names and view in stack.views:
                 family = next(family for family in self.fits[i].values() if view in family.views)
                 at = stack.names.index(side)
+                if not 0 <= seed < self.plan.n_seeds:
+                    raise ValueError(f"seed must be between 0 and {self.plan.n_seeds - 1}, got {seed}.")
                 params = family.params(view, at * family.n_seeds + min(seed, family.n_seeds - 1))
                 encode = jax.jit(stack.views[view].encode)
                 if x is not None:
@@ -271,8 +291,9 @@ class Comparison:
         source, target = (self.encode(side, name, seed) for side, name in zip(pair, names, strict=True))
         rows = selectivity.explanations(source, target, n)
         top = selectivity.top(jnp.asarray(source)[:, [row["unit"] for row in rows]], min(n, len(source)))
-        first = next(iter(self.plan.sides.values())).names
-        shown = np.asarray(top) if first is None else np.asarray(first)[self.plan.divided.images][np.asarray(top)]
+        first, images = next(iter(self.plan.sides.values())).names, self.plan.divided.images
+        of_samples = np.repeat(images, len(source) // len(images))
+        shown = np.asarray(top) if first is None else np.asarray(first)[of_samples[np.asarray(top)]]
         return [{**row, "samples": samples.tolist()} for row, samples in zip(rows, shown, strict=True)]
 
     @property
@@ -347,6 +368,14 @@ def _nothing(scores: Mapping[str, np.ndarray]) -> stats.Jackknife:
     return stats.Jackknife(jnp.zeros(()), jnp.zeros(scores["replicates"].shape[1:]))
 
 
+def _listed(listed: Sequence[tuple[str, str]], names: Sequence[str]) -> np.ndarray:
+    """Which pairs of sides are listed: a mask of them as a square."""
+    mask = np.zeros((len(names), len(names)), bool)
+    for a, b in listed:
+        mask[names.index(a), names.index(b)] = True
+    return mask
+
+
 def _over_samples(scores: Mapping[str, np.ndarray]) -> dict[str, Any]:
     summary, n = stats.over_samples(_jackknife(scores)), len(scores["mean"])
     std = float(np.std(scores["mean"], ddof=1)) if n > 1 else 0.0
@@ -372,10 +401,13 @@ OVER: dict[str, Callable[..., dict[str, Any]]] = {
 }
 
 
-def _subtract(a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The difference of two scores, seed by seed; one without seeds of its own stands beside each seed of the other."""
+def _subtract(a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray], same_units: bool) -> dict[str, np.ndarray]:
+    """The difference of two scores, seed by seed; one without seeds of its own stands beside each seed of the other.
+
+    That of units is there where both have the same ones: the same view of the target, which no key changes.
+    """
     difference = {name: a[name] - b[name] for name in ("mean", "folds", "replicates") if name in a and name in b}
-    if "units" in a and "units" in b and a["units"].shape[2] == b["units"].shape[2]:
+    if same_units and "units" in a and "units" in b:
         difference["units"] = a["units"] - b["units"]
         difference["live"] = a["live"] & b["live"]
     return difference

@@ -161,6 +161,8 @@ class SAE(Autoencoder):
         for name, least in (("steps", 1), ("batch_size", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} of an SAE must be at least {least}, got {getattr(self, name)}.")
+        if self.n_latents is None and not self.expansion > 0:
+            raise ValueError(f"expansion of an SAE must be above 0, got {self.expansion}.")
         if not 0 < self.share <= 1:
             raise ValueError(f"share of an SAE must be above 0 and at most 1, got {self.share}.")
         self.sae(n_units)

@@ -18,7 +18,8 @@ class Untrained(View):
     than units, but these are random. What it leaves of a gain is due to what the autoencoder has learned.
 
     For an `SAE` it is what training started from, and runs the same program; of architectures without a k, latents are as
-    sparse as chance has it. For a `Loaded` it is an untrained TopK.
+    sparse as chance has it. For a `Loaded` it is an untrained TopK. Where nothing else is
+    fitted, its k, scale and median come from the samples that are scored.
 
     Attributes:
         of: the autoencoder.
