@@ -175,7 +175,7 @@ REFUSED = [
     (
         lambda x, y: {"a": Side(x, train=x), "b": Side(y)},
         {},
-        "a_train must hold samples that are not scored, but 60 of them are images are",
+        "a_train must hold samples that are not scored, but 60 of them are",
     ),
     (lambda x, y: {"a": Side(x, train=x[..., :2]), "b": Side(y)}, {}, "a_train must have 4 units, got 2"),
     (lambda x, y: {"a": Side(x), "b": Side(y)}, {"split": 1.0, "fitted": ("a",)}, "split must be above 0 and below 1"),
