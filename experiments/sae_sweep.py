@@ -60,6 +60,8 @@ def get_config() -> ConfigDict:
 def ladder(config: ConfigDict, architecture: str) -> tuple[float, ...]:
     """The sparsities of an architecture or a variant of one."""
     of = config.options.get(architecture, {}).get("architecture", architecture)
+    if of not in sp.sae.ARCHITECTURES:
+        raise ValueError(f"config names the architecture {of!r}; there are {', '.join(sp.sae.ARCHITECTURES)}.")
     return config.sparsity.get(architecture, config.sparsity.get(of, ()))
 
 
@@ -124,9 +126,8 @@ def compute(config: ConfigDict, run: Run) -> dict[str, Any]:
     if len(rungs) != 1 or not min(rungs):
         raise ValueError("config.sparsity needs a ladder of the same length for each of config.architectures, at least one.")
     init_key, data_key, eval_key = jax.random.split(jax.random.key(config.seed), 3)  # the models of toy_alignment
-    sae_key, start_key, measure_key = jax.random.split(jax.random.fold_in(data_key, 6), 3)
-    data = {"sae_key": sae_key, "start_key": start_key, "measure_key": measure_key}
-    data["keys"] = jax.random.split(init_key, config.n_seeds)
+    keys, own = jax.random.split(init_key, config.n_seeds), jax.random.split(jax.random.fold_in(data_key, 6), 3)
+    data: dict[str, Any] = {"keys": keys, "sae_key": own[0], "start_key": own[1], "measure_key": own[2]}
     names = ["neuron", "sae", "random_sae", "oracle", *["supervised"] * bool(config.supervised.steps)]
     study = ConfigDict({**config.to_dict(), "sae": config.published.to_dict(), "options": {}})
     grid = {"n_hidden": config.n_hidden, "architecture": config.architectures, "n_latents": config.n_latents}
