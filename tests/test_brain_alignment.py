@@ -211,7 +211,7 @@ def test_bad_input_is_one_line_and_leaves_nothing_behind(files, tmp_path):
             "--config.n_blocks=2",
             "--config.sae.k=90",
         ): "k must be a whole number between 1 and n_latents = 36, got 90",
-        (*v4, layer, "--config.minimum=0.999"): "config.minimum must be at most the highest reliability of a site",
+        (*v4, layer, "--config.minimum=0.999"): "config.minimum must be at most the highest reliability of a unit",
         tuple(array): "config.recording: units must vary, but 1 are constant, first unit 4",
     }
     workdir = tmp_path / "run"
