@@ -12,6 +12,7 @@ Compare two of them, disentangle one with a sparse autoencoder, and compare what
 (200, 16)
 
 `align`, `align_stream`, `score`: alignment of arrays, of files of any size, of moments; `assign_folds`, `reads` serve them.
+`compare`: two systems as they are and as views read them, each comparison beside its controls.
 `fit`, `fit_stream`: train one model on samples drawn in the program, or on batches from the host.
 `sweep`: train and compare a grid of settings x seeds, as one compiled program.
 
@@ -21,6 +22,7 @@ What there is to compare:
 - `sae`, `evaluation`: sparse autoencoders, and how good they are.
 - `brain`: recordings, read from files or simulated.
 - `views`: ways to read a representation, such as an SAE and its controls.
+- `activations`, `comparison`: the sides of a comparison, and every comparison of what views read on them.
 - `networks`: vision networks, and activations of PyTorch models; `from superpos import networks`, as Flax is slow to load.
 - `images`: images from folders, archives and arrays.
 - `data`: readers of activations, such as `data.Batches` for `fit_stream`.
