@@ -86,7 +86,7 @@ class Plan:
         self.sides = dict(sides)
         self._check_names(views)
         views_of = {name: _needed({**views, **side.views}, self._read_of(name)) for name, side in self.sides.items()}
-        fitted = [name for name, of in views_of.items() if any(getattr(view, "fits", True) for view in shared(of).values())]
+        fitted = [name for name, of in views_of.items() if any(view.fits for view in shared(of).values())]
         divide_key, self.fit_key, self.block_key = jax.random.split(jax.random.key(0) if key is None else key, 3)
         listed = [pair for of_label in self.pairs.values() for pair in of_label]
         self.divided = divide(

@@ -50,7 +50,7 @@ class View:
 
     Attributes:
         of: the view whose fit this one shares, or None.
-        fits: whether the view learns anything from samples.
+        fits: whether the view itself learns anything from samples; the view that it is of answers for its own fit.
         costly: whether reading takes so long that no other view should wait for it: it then has programs of its own.
         label, colour, marker: how figures show it.
     """

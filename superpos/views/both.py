@@ -30,14 +30,10 @@ class Both(View):
 
     of: Any = SAE()  # noqa: RUF009
 
+    fits = False
     label = "latents and neurons"
     colour = "#56B4E9"
     marker = "D"
-
-    @property
-    def fits(self) -> bool:  # type: ignore[override]
-        """As the view that it is of."""
-        return self.of.fits
 
     def size(self, n_units: int) -> int:
         """The view's, and as many as there are."""

@@ -32,14 +32,10 @@ class Reconstruction(View):
 
     of: Any = SAE()  # noqa: RUF009
 
+    fits = False
     label = "reconstructions"
     colour = "#AA4499"
     marker = "P"
-
-    @property
-    def fits(self) -> bool:  # type: ignore[override]
-        """As the view that it is of."""
-        return self.of.fits
 
     def check(self, n_units: int, n_samples: int | None = None) -> None:
         """Raises a ValueError for settings that do not fit."""

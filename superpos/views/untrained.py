@@ -39,14 +39,10 @@ class Untrained(View):
     k: int | None = dataclasses.field(default=None, metadata=STATIC)
 
     random = True
+    fits = False
     label = "untrained latents"
     colour = "#D55E00"
     marker = "^"
-
-    @property
-    def fits(self) -> bool:  # type: ignore[override]
-        """As the view that it is of."""
-        return self.of.fits
 
     def check(self, n_units: int, n_samples: int | None = None) -> None:
         """Raises a ValueError for settings that do not fit."""
