@@ -125,8 +125,9 @@ def evaluate_batches(
 
     >>> from superpos.sae import Vanilla
     >>> sae = Vanilla(2, 3)
-    >>> ones = lambda i: (jnp.ones((4, 2)), None)
-    >>> evaluate_batches(sae, sae.init(jax.random.key(0)), ones, 2).density.shape
+    >>> def batch(i):
+    ...     return jax.random.normal(jax.random.key(i), (4, 2)), None
+    >>> evaluate_batches(sae, sae.init(jax.random.key(0)), batch, 2).density.shape
     (3,)
     """
     _, z = jax.eval_shape(batch, jax.ShapeDtypeStruct((), jnp.int32))

@@ -132,7 +132,7 @@ def measure(
 
     >>> a, b = arrangements.varied_pair(jax.random.key(0), 6, 2)
     >>> z = features_lib.SparseFeatures(6, 0.5)
-    >>> measured = measure(a, b, z, jax.random.key(1), n_batches=3, batch_size=8, n_rsa=12, width=2)
+    >>> measured = measure(a, b, z, jax.random.key(1), n_batches=3, batch_size=64, n_rsa=96, width=2)
     >>> measured["rsa"].shape, measured["moments"].xy.shape
     ((2, 3), (3, 3, 2, 2))
     """
@@ -251,7 +251,7 @@ def summary(predicted: Float[np.ndarray, "pairs folds"], measured: Float[np.ndar
         `mean_difference` and `largest_difference`, as `agreement` has them.
 
     >>> told = summary(np.zeros((3, 2)), np.array([[0.0, 0.2], [0.1, 0.1], [0.1, 0.1]]))
-    >>> round(told["mean"], 3), told["n_pairs"], round(told["largest_difference"], 3)
+    >>> float(told["mean"]), told["n_pairs"], float(told["largest_difference"])
     (0.1, 3, 0.1)
     """
     predicted, values = (np.asarray(scores, np.float64).mean(axis=1) for scores in (predicted, measured))

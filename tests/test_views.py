@@ -204,12 +204,13 @@ def test_components_without_variance_lose_nothing_unless_they_are_whitened(key):
 
 
 @pytest.mark.parametrize("expansion", [0.2, 1.0, 1.5, 4.0])
-def test_signed_components_are_those_that_experiments_used(key, expansion):
-    from experiments.network_alignment import principal_components
+def test_signed_components_are_those_of_scikit_learn_split_by_sign(key, expansion):
+    from sklearn.decomposition import PCA
 
     view = views.SignedPCA(expansion=expansion)
     found = np.asarray(view.encode(view.fit(key, Rows(X)), HELD_OUT))
-    expected = principal_components(np.asarray(X), np.asarray(HELD_OUT), round(expansion * N_UNITS))
+    projected = PCA(min(N_UNITS, max(1, round(expansion * N_UNITS) // 2))).fit(X).transform(HELD_OUT)
+    expected = np.concatenate([np.maximum(projected, 0), np.maximum(-projected, 0)], axis=1)
     assert found.shape == expected.shape == (N_SAMPLES, view.size(N_UNITS))
     n = found.shape[1] // 2
     for i in range(n):  # a sign is free: it swaps the two halves of a component
