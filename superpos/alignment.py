@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Key
 
 from superpos import metrics as metrics_lib
 from superpos import moments as moments_lib
-from superpos.checks import SIDES, check_live, check_pair, is_concrete
+from superpos.checks import SIDES, as_array, check_labels, check_live, check_pair, is_concrete, offsets
 from superpos.folds import assign_folds
 from superpos.linalg import eigh, matmul
 from superpos.metrics import Metric, Samples, Score
@@ -60,9 +60,34 @@ def align(
     1.0
     """
     resolved = metrics_lib.resolve(metrics)
-    x, y, ids, n_folds, largest = check(source, target, folds, n_folds, key, groups)
-    scores = _align(x, y, ids, resolved, n_folds, largest)
-    return {metric.name: scores[metric.name] for metric in resolved}  # jit sorts
+    scores: dict[str, Score] = {}
+    for some, x, y, means in in_precision(source, target, resolved):
+        x, y, ids, count, largest = check(x, y, folds, n_folds, key, groups)
+        scores |= _align(x, y, ids, some, count, largest)
+        for details in (scores[metric.name].details for metric in some):
+            if means is not None and "intercept" in details:
+                details["intercept"] += means[1] - matmul(means[0], details["weights"])
+    return {metric.name: scores[metric.name] for metric in resolved}
+
+
+def in_precision(source: Any, target: Any, metrics: tuple[Metric, ...]) -> list[tuple[tuple[Metric, ...], Any, Any, Any]]:
+    """Both sides for each of the metrics: `(metrics, source, target, means)`, the means being what was taken off both sides.
+
+    Units whose means are far larger than their variation, such as times or raw counts of a converter, are centred before they
+    are cast to float32, for metrics that a constant leaves as they are.
+    """
+    check_labels(source, target)
+    sides = [as_array(value, name) for value, name in zip((source, target), SIDES, strict=True)]
+    means = [offsets(side) for side in sides]
+    if all(mean is None for mean in means):
+        return [(metrics, *sides, None)]
+    centred = [side if mean is None else side - mean for side, mean in zip(sides, means, strict=True)]
+    known = [np.zeros(side.shape[1]) if mean is None else mean for side, mean in zip(sides, means, strict=True)]
+    parts: list[Any] = []
+    for centres in (True, False):
+        if some := tuple(metric for metric in metrics if metric.centres == centres):
+            parts.append((some, *centred, known) if centres else (some, *sides, None))
+    return parts
 
 
 def check(
@@ -148,7 +173,7 @@ class Reading(NamedTuple):
 
     def score(self, metric: Metric) -> Score:
         """Fits and evaluates."""
-        return metric.evaluate(self.fit(metric), self.samples if metric.second_pass else self.evidence)
+        return metric.score(self.fit(metric), self.samples if metric.second_pass else self.evidence)
 
 
 class Basis(NamedTuple):

@@ -4,6 +4,7 @@ Values are checked where arrays are concrete; under a transformation only shapes
 """
 
 import math
+import warnings
 from typing import Any
 
 import jax
@@ -14,9 +15,35 @@ from jax.typing import ArrayLike
 SIDES = ("source", "target")
 
 
-def as_array(value: Any) -> Any:
-    """A traced array as it is, anything else as a NumPy array, so that its values can be checked even inside `jit`."""
-    return value if isinstance(value, jax.core.Tracer) else np.asarray(value)
+def as_array(value: Any, name: str = "array") -> Any:
+    """A traced array as it is, anything else as a NumPy array, so that its values can be checked even inside `jit`.
+
+    Args:
+        value: an array of NumPy, JAX or PyTorch (of any device, detached if it requires a gradient), a data frame of pandas, an
+            xarray.DataArray, or nested lists. Missing values of pandas become NaN.
+        name: of the argument, for errors.
+
+    Raises:
+        ValueError: masked entries, sparse matrices, and rows of different lengths.
+    """
+    if isinstance(value, jax.core.Tracer):
+        return value
+    if np.ma.is_masked(value):
+        raise ValueError(f"{name} must not have masked entries, got {np.ma.count_masked(value)}: leave what they are in out.")
+    if hasattr(value, "tocsr"):
+        raise ValueError(f"{name} must be a dense array, got a sparse {type(value).__name__}: pass its toarray().")
+    if hasattr(value, "detach"):
+        value = value.detach().cpu()
+        value = value.numpy() if "bfloat16" not in str(value.dtype) else value.float().numpy()
+    elif hasattr(value, "to_numpy") and hasattr(value, "dtypes" if hasattr(value, "columns") else "array"):  # pandas
+        dtypes = value.dtypes if hasattr(value, "columns") else [value.dtype]
+        if any(isinstance(dtype, np.dtype) is False and getattr(dtype, "kind", "") in "fiub" for dtype in dtypes):
+            value = value.to_numpy(dtype=np.float64, na_value=np.nan)
+    try:
+        array = np.asarray(value)
+    except ValueError as error:
+        raise ValueError(f"{name} must be a (n_samples, n_units) array, got rows of different lengths.") from error
+    return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
 
 
 def is_concrete(*arrays: Any) -> bool:
@@ -28,10 +55,7 @@ def check_pair(source: ArrayLike, target: ArrayLike) -> tuple[Any, Any]:
     """Both sides as floating-point arrays, or one clear sentence."""
     checked = []
     for name, value in zip(SIDES, (source, target), strict=True):
-        try:
-            array = as_array(value)
-        except ValueError as error:
-            raise ValueError(f"{name} must be a (n_samples, n_units) array, got rows of different lengths.") from error
+        array = as_array(value, name)
         if not (jnp.issubdtype(array.dtype, jnp.number) or array.dtype == bool) or jnp.iscomplexobj(array):
             raise ValueError(f"{name} must hold real numbers, got an array of {array.dtype}.")
         if array.ndim != 2 or 0 in array.shape:
@@ -47,6 +71,23 @@ def check_pair(source: ArrayLike, target: ArrayLike) -> tuple[Any, Any]:
     return x, y
 
 
+def offsets(array: Any) -> np.ndarray | None:
+    """The means of units so far from 0 that a cast to the dtype of computation would cost digits; None where there is none.
+
+    Args:
+        array: from `as_array`.
+    """
+    if not is_concrete(array) or array.ndim != 2 or 0 in array.shape or array.dtype.kind not in "fiu":
+        return None
+    if array.dtype.itemsize <= np.dtype(floating(array.dtype)).itemsize and array.dtype.kind == "f":
+        return None
+    low, high = array.min(axis=0).astype(np.float64), array.max(axis=0).astype(np.float64)
+    far = (high > low) & (np.maximum(np.abs(low), np.abs(high)) > 64 * (high - low))
+    if not far.any() or not np.isfinite([low, high]).all():
+        return None
+    return np.where(far, low + (array - low).mean(axis=0), 0)
+
+
 def floating(dtype: Any) -> np.dtype:
     """What values of a dtype are computed in."""
     return jax.dtypes.canonicalize_dtype(jnp.promote_types(dtype, jnp.float32))
@@ -58,6 +99,34 @@ def check_lengths(source: tuple[int, ...], target: tuple[int, ...]) -> None:
     if x != y:
         hint = " Are the axes of one of them swapped?" if x in target or y in source else ""
         raise ValueError(f"source and target must have the same samples, got {x} and {y} (shapes {source} and {target}).{hint}")
+
+
+def labels_of(value: Any) -> list[str] | None:
+    """The labels of the samples of a data frame or an xarray.DataArray, None where they are only numbered."""
+    index = getattr(value, "index", None)
+    if index is not None and hasattr(index, "start"):  # pandas' numbering
+        return None
+    if index is None or callable(index):
+        dims = getattr(value, "dims", ())
+        if not dims or dims[0] not in getattr(value, "coords", ()):
+            return None
+        index = value.coords[dims[0]].values
+    return list(map(str, index))
+
+
+def check_labels(source: Any, target: Any) -> None:
+    """Samples that both sides label are in one order."""
+    x, y = labels_of(source), labels_of(target)
+    if x is None or y is None or x == y:
+        return
+    shared = set(x) & set(y)
+    if sorted(x) == sorted(y):
+        raise ValueError("source and target label the same samples in different orders: reindex one by the other's labels.")
+    if shared:
+        raise ValueError(
+            f"source and target label their samples, but share only {len(shared)} of {len(set(x) | set(y))} labels: select and "
+            "order the samples that both have."
+        )
 
 
 def check_values(name: str, array: np.ndarray) -> None:
@@ -73,6 +142,15 @@ def check_range(name: str, low: np.ndarray, high: np.ndarray) -> None:
     """A scale whose squares neither overflow nor vanish in float32, by the least and greatest value of each unit."""
     largest = max(-low.min(), high.max())
     spread = (high - low)[high > low].min(initial=np.inf)
+    size = np.maximum(np.abs(low), np.abs(high))
+    lost = (high > low) & (high - low < 1024 * np.finfo(low.dtype).eps * size) if low.dtype.kind == "f" else np.zeros(1, bool)
+    if lost.any() and largest <= 1e15:
+        warnings.warn(
+            f"{name} has {lost.sum()} units whose variation {low.dtype} holds to fewer than three digits beside their means, "
+            f"first unit {np.argmax(lost)}: subtract the means in float64 first.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
     if largest > 1e15 or spread < 1e-15:
         raise ValueError(
             f"{name} must have values below 1e15 and units that vary by at least 1e-15, got values up to "

@@ -124,7 +124,7 @@ def evaluate_batches(
         n_batches: static.
 
     >>> from superpos.sae import Vanilla
-    >>> sae = Vanilla(2, 3)
+    >>> sae = Vanilla(2, 3, l1=0.1)
     >>> def batch(i):
     ...     return jax.random.normal(jax.random.key(i), (4, 2)), None
     >>> evaluate_batches(sae, sae.init(jax.random.key(0)), batch, 2).density.shape

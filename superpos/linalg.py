@@ -11,8 +11,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 HIGHEST = lax.Precision.HIGHEST
 
@@ -30,17 +31,91 @@ def _one_by_one(decompose: Callable[[Array], Any], n_outputs: int) -> Callable[[
 
 
 def _eigh(matrix: Array) -> tuple[Array, ...]:
-    """Eigenvalues in ascending order `(n,)`, and eigenvectors in columns, of a symmetric matrix `(n, n)`; no gradient."""
     return tuple(jnp.linalg.eigh(matrix))
 
 
 def _svd(matrix: Array) -> tuple[Array, ...]:
-    """The thin u, s, vᵀ of a matrix `(n, m)`, `(n, k)`, `(k,)` and `(k, m)` with k = min(n, m); no gradient."""
     return tuple(jnp.linalg.svd(matrix, full_matrices=False))
 
 
-eigh = _one_by_one(_eigh, 2)
-svd = _one_by_one(_svd, 3)
+_safe_eigh, _safe_svd = _one_by_one(_eigh, 2), _one_by_one(_svd, 3)
+
+
+@jax.custom_jvp
+def eigh(matrix: Float[Array, "n n"]) -> tuple[Float[Array, " n"], Float[Array, "n n"]]:
+    """Eigenvalues in ascending order `(n,)`, and eigenvectors in columns, of a symmetric matrix `(n, n)`.
+
+    The gradient is that of each eigenvector that has an eigenvalue of its own; those that share one do not turn into each
+    other.
+    """
+    return tuple(_safe_eigh(matrix))
+
+
+@eigh.defjvp
+def _eigh_jvp(primals: Any, tangents: Any) -> tuple[Any, Any]:
+    values, vectors = eigh(*primals)
+    inside = matmul(vectors.T, (tangents[0] + tangents[0].T) / 2, vectors)
+    turn = inside * _inverse(values - values[:, None], jnp.max(jnp.abs(values)))
+    return (values, vectors), (jnp.diagonal(inside), matmul(vectors, turn))
+
+
+@jax.custom_jvp
+def svd(matrix: Float[Array, "n m"]) -> tuple[Float[Array, "n k"], Float[Array, " k"], Float[Array, "k m"]]:
+    """The thin u, s, vᵀ of a matrix `(n, m)`, `(n, k)`, `(k,)` and `(k, m)` with k = min(n, m).
+
+    The gradient is that of each pair of singular vectors that has a singular value of its own, as in `eigh`.
+    """
+    return tuple(_safe_svd(matrix))
+
+
+@svd.defjvp
+def _svd_jvp(primals: Any, tangents: Any) -> tuple[Any, Any]:
+    u, s, vt = svd(*primals)
+    moved = tangents[0]
+    inside = matmul(u.T, moved, vt.T)
+    apart = _inverse((s - s[:, None]) * (s + s[:, None]), s[0] ** 2)
+    inverse = _inverse(s, s[0])
+    du = matmul(u, apart * (inside * s + s[:, None] * inside.T)) + (matmul(moved, vt.T) - matmul(u, inside)) * inverse
+    dv = matmul(vt.T, apart * (s[:, None] * inside + inside.T * s)) + (matmul(moved.T, u) - matmul(vt.T, inside.T)) * inverse
+    return (u, s, vt), (du, jnp.diagonal(inside), dv.T)
+
+
+def _inverse(values: Array, scale: Array) -> Array:
+    """1 / values, 0 for those that are rounding errors beside the scale."""
+    there = jnp.abs(values) > values.shape[-1] * jnp.finfo(values.dtype).eps * scale
+    return jnp.where(there, 1 / jnp.where(there, values, 1), 0)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+def inverse_root(matrix: Float[Array, "n n"], variance: float = 1.0) -> tuple[Float[Array, "n n"], Int[Array, ""]]:
+    """The inverse square root of a covariance, of its principal components that hold the share `variance` of it; and how many.
+
+    Components whose variance is below n · eps of the largest are left out. Gradients are finite where eigenvalues are equal
+    (Daleckii & Krein 1965).
+    """
+    root, rank, *_ = _inverse_root(matrix, variance)
+    return root, rank
+
+
+def _inverse_root(matrix: Array, variance: float) -> tuple[Array, ...]:
+    values, vectors = (leaf[..., ::-1] for leaf in eigh(matrix))  # largest first
+    kept = values > values.size * jnp.finfo(values.dtype).eps * values[0]
+    if variance < 1:
+        held = jnp.where(kept, values, 0)
+        kept &= jnp.cumsum(held) - held < variance * jnp.sum(held)
+    roots = jnp.sqrt(jnp.where(kept, values, 1))
+    return matmul(vectors * jnp.where(kept, 1 / roots, 0), vectors.T), jnp.sum(kept), values, vectors, kept, roots
+
+
+@inverse_root.defjvp
+def _inverse_root_jvp(variance: float, primals: Any, tangents: Any) -> tuple[Any, Any]:
+    root, rank, values, vectors, kept, roots = _inverse_root(primals[0], variance)
+    inside = matmul(vectors.T, (tangents[0] + tangents[0].T) / 2, vectors)
+    # Divided differences of λ^-½: between components that are kept, and from those to the ones that are not.
+    both = -1 / (roots[:, None] * roots * (roots[:, None] + roots))
+    apart = jnp.where(kept[:, None], 1 / roots[:, None], -1 / roots) * _inverse(values[:, None] - values, values[0])
+    slope = jnp.where(kept[:, None] & kept, both, jnp.where(kept[:, None] | kept, apart, 0))
+    return (root, rank), (matmul(vectors, slope * inside, vectors.T), np.zeros((), jax.dtypes.float0))
 
 
 def matmul(*factors: Array) -> Array:
@@ -60,7 +135,7 @@ def polar(matrix: Float[Array, "n m"]) -> tuple[Float[Array, "n m"], Float[Array
 
 
 def _polar(matrix: Array) -> tuple[Array, ...]:
-    u, s, vt = svd(lax.stop_gradient(matrix))
+    u, s, vt = _safe_svd(lax.stop_gradient(matrix))
     kept = s > max(matrix.shape) * jnp.finfo(s.dtype).eps * s[0]
     u = jnp.where(kept, u, 0)
     return matmul(u, vt), s, u, jnp.where(kept[:, None], vt, 0), kept
@@ -80,6 +155,7 @@ def _polar_jvp(primals: Any, tangents: Any) -> tuple[Any, Any]:
     return (isometry, s), (tangent, jnp.where(kept, jnp.diagonal(inside), 0))
 
 
+@jax.custom_jvp
 def nnls(gram: Float[Array, "n n"], cross: Float[Array, " n"]) -> Float[Array, " n"]:
     """Non-negative least squares from second moments: min wᵀ G w / 2 - bᵀ w over w >= 0, exactly.
 
@@ -130,3 +206,14 @@ def nnls(gram: Float[Array, "n n"], cross: Float[Array, " n"]) -> Float[Array, "
     table, weights, used, _, _ = lax.while_loop(going, change, start)
     rest = jnp.where(used, cross - matmul(gram, weights), 0)  # refined once
     return jnp.maximum(weights - jnp.where(used, matmul(table[:n, :n], rest), 0), 0)
+
+
+@nnls.defjvp
+def _nnls_jvp(primals: Any, tangents: Any) -> tuple[Array, Array]:
+    """Of the normal equations of the variables in use, which stay the same nearly everywhere."""
+    gram, cross = primals
+    weights = nnls(gram, cross)
+    used = weights > 0
+    moved = jnp.where(used, tangents[1] - matmul(tangents[0], weights), 0)
+    normal = jnp.where(used[:, None] & used, gram, jnp.eye(cross.size, dtype=gram.dtype))
+    return weights, jnp.where(used, jnp.linalg.solve(normal, moved), 0)

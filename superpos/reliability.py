@@ -1,6 +1,12 @@
-"""Noise ceilings: how well repeated responses agree with themselves, and scores corrected for it."""
+"""Noise ceilings: how well repeated responses agree with themselves, and scores corrected for it.
+
+Repeated responses are `(n_stimuli, n_repeats, n_units)` everywhere, or an xarray.DataArray whose dims say which axis is which.
+"""
 
 import functools
+import warnings
+import zlib
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +15,7 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Key
 
-from superpos.metrics.base import Score, positive_integer, safe_sqrt
+from superpos.metrics.base import Score, positive_integer, safe_divide, safe_sqrt
 
 
 def spearman_brown(r: ArrayLike, factor: ArrayLike = 2.0) -> Array:
@@ -24,62 +30,115 @@ def spearman_brown(r: ArrayLike, factor: ArrayLike = 2.0) -> Array:
     return factor * r / (1 + (factor - 1) * r)
 
 
-def split_half(responses: ArrayLike, key: Key[Array, ""] | None = None, n_splits: int = 100) -> Float[Array, " units"]:
+AXES = {  # names that an axis of repeated responses may have
+    "stimuli": ("stimulus", "stimuli", "stimulus_id", "image", "images", "sample", "samples", "presentation"),
+    "repeats": ("repeat", "repeats", "repetition", "repetitions", "trial", "trials"),
+    "units": ("unit", "units", "neuroid", "neuron", "neurons", "site", "sites", "voxel", "voxels", "channel", "channels"),
+}
+
+
+def repeated(responses: Any, name: str = "responses") -> Any:
+    """Repeated responses as an array `(n_stimuli, n_repeats, n_units)`.
+
+    Args:
+        responses: an array with its axes in this order, or a labelled one (xarray) with names out of `AXES`.
+        name: of the argument, for errors.
+
+    Raises:
+        ValueError: not three axes; infinity; more repeats than stimuli in an array without names, whose axes are more likely
+            swapped; or names that do not say which axis is which.
+    """
+    dims = getattr(responses, "dims", None)
+    if dims is not None:
+        order = [[dim for dim in dims if str(dim).lower() in names] for names in AXES.values()]
+        if len(dims) != 3 or any(len(found) != 1 for found in order):
+            raise ValueError(f"{name} must have an axis each of {', '.join(AXES)}, got axes named {', '.join(map(str, dims))}.")
+        responses = responses.transpose(*(found[0] for found in order)).values
+    if not isinstance(responses, jax.core.Tracer):
+        responses = np.asarray(responses)
+        if np.isinf(responses).any():
+            raise ValueError(f"{name} must be finite, or NaN where missing, got {np.isinf(responses).sum()} infinite.")
+    if responses.ndim != 3:
+        raise ValueError(f"{name} must be (n_stimuli, n_repeats, n_units), got {responses.shape}.")
+    if dims is None and responses.shape[1] > responses.shape[0]:
+        raise ValueError(
+            f"{name} must be (n_stimuli, n_repeats, n_units), got {responses.shape}: more repeats than stimuli. Are the "
+            "first two axes swapped? An xarray.DataArray with named dims is taken in any order."
+        )
+    return responses
+
+
+def split_half(responses: Any, key: Key[Array, ""] | None = None, n_splits: int = 100) -> Float[Array, " units"]:
     """Reliability of each unit's mean response over repeats, from random halves of the repeats.
 
-    In each split every sample's repeats are halved at random (one is left out where their number is odd), the halves
-    averaged, and correlated over samples; the mean correlation over splits is extrapolated by the Spearman-Brown formula from
+    In each split every stimulus's repeats are halved at random (one is left out where their number is odd), the halves
+    averaged, and correlated over stimuli; the mean correlation over splits is extrapolated by the Spearman-Brown formula from
     the number of repeats in a half to that in the mean response. The square root of the result is the noise ceiling: the
     highest correlation with the mean response that a perfect model can be expected to reach.
 
     Args:
-        responses: `(n_repeats, n_samples, n_units)`, NaN where a repeat is missing.
+        responses: `(n_stimuli, n_repeats, n_units)`, NaN where a repeat is missing; or with named axes, see `repeated`.
         key: draws the splits; by default `jax.random.key(0)`.
         n_splits: number of splits; static.
 
     Returns:
-        `(n_units,)`, at most 1, NaN for constant units; negative where halves disagree.
+        `(n_units,)`, at most 1, NaN for constant units; negative where halves disagree. A unit that is silent in a half of
+        some splits has the mean of the others, and a warning says of how many splits.
 
     Raises:
-        ValueError: not three axes, infinity, fewer than two repeats in all, or a sample with fewer than two repeats of a unit.
+        ValueError: as in `repeated`; fewer than two repeats in all, or a stimulus with fewer than two repeats of a unit.
 
     >>> signal = jax.random.normal(jax.random.key(0), (50, 2))
-    >>> print(split_half(np.stack([signal, signal]), n_splits=5).round(3))  # without noise
+    >>> print(split_half(np.stack([signal, signal], axis=1), n_splits=5).round(3))  # without noise
     [1. 1.]
     """
     positive_integer("n_splits", n_splits)
-    if not isinstance(responses, jax.core.Tracer):
-        responses = np.asarray(responses)
-        if np.isinf(responses).any():
-            raise ValueError(f"responses must be finite, or NaN where missing, got {np.isinf(responses).sum()} infinite.")
-    if responses.ndim != 3 or responses.shape[0] < 2:
-        raise ValueError(f"responses must be (n_repeats, n_samples, n_units), at least 2 repeats, got {responses.shape}.")
-    if not isinstance(responses, jax.core.Tracer) and ((~np.isnan(responses)).sum(axis=0) < 2).any():
-        sample, unit = np.argwhere((~np.isnan(responses)).sum(axis=0) < 2)[0]
-        raise ValueError(f"responses has fewer than two repeats of sample {sample} for unit {unit}: leave that sample out.")
-    return _split_half(jnp.asarray(responses), jax.random.key(0) if key is None else key, n_splits)
+    responses = repeated(responses)
+    if responses.shape[1] < 2:
+        raise ValueError(f"responses must be (n_stimuli, n_repeats, n_units), at least 2 repeats, got {responses.shape}.")
+    if not isinstance(responses, jax.core.Tracer) and ((~np.isnan(responses)).sum(axis=1) < 2).any():
+        stimulus, unit = np.argwhere((~np.isnan(responses)).sum(axis=1) < 2)[0]
+        raise ValueError(f"responses has fewer than two repeats of stimulus {stimulus} for unit {unit}: leave it out.")
+    # Of its own: noise that was simulated with the same key would decide which half a repeat is in.
+    key = jax.random.fold_in(jax.random.key(0) if key is None else key, zlib.crc32(b"split_half"))
+    found, defined = _split_half(jnp.asarray(responses), key, n_splits)
+    if not isinstance(defined, jax.core.Tracer):
+        partly = np.flatnonzero((np.asarray(defined) > 0) & (np.asarray(defined) < n_splits))
+        if len(partly):
+            warnings.warn(
+                f"responses has units that are silent in a half of some splits: {len(partly)} of {len(defined)}, first "
+                f"unit {partly[0]}; their reliability is the mean of {np.asarray(defined)[partly].min()} of {n_splits} splits, "
+                "or of more.",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+    return found
 
 
 @functools.partial(jax.jit, static_argnames="n_splits")
-def _split_half(responses: Array, key: Array, n_splits: int) -> Array:
+def _split_half(responses: Array, key: Array, n_splits: int) -> tuple[Array, Array]:
+    """The reliability of each unit, and in how many splits both of its halves vary."""
     there = ~jnp.isnan(responses)
     values = jnp.where(there, responses, 0)
     values = values - jnp.sum(values, axis=(0, 1)) / jnp.sum(there, axis=(0, 1))  # digits, not the result, depend on it
     values = jnp.where(there, values, 0)
-    repeats = jnp.sum(there, axis=0)
+    repeats = jnp.sum(there, axis=1)
     half = repeats // 2
 
-    def correlation(key: Array) -> Array:
+    def correlation(key: Array) -> tuple[Array, Array]:
         drawn = jnp.where(there, jax.random.uniform(key, responses.shape), jnp.inf)
-        rank = jnp.argsort(jnp.argsort(drawn, axis=0), axis=0)
-        a = jnp.sum(jnp.where(rank < half, values, 0), axis=0) / half
-        b = jnp.sum(jnp.where((rank >= half) & (rank < 2 * half), values, 0), axis=0) / half
+        rank = jnp.argsort(jnp.argsort(drawn, axis=1), axis=1)
+        halves = (rank < half[:, None]), (rank >= half[:, None]) & (rank < 2 * half[:, None])
+        a, b = (jnp.sum(jnp.where(inside, values, 0), axis=1) / half for inside in halves)
+        varies = (jnp.ptp(a, axis=0) > 0) & (jnp.ptp(b, axis=0) > 0)
         a, b = a - a.mean(axis=0), b - b.mean(axis=0)
-        return jnp.sum(a * b, axis=0) / jnp.sqrt(jnp.sum(a**2, axis=0) * jnp.sum(b**2, axis=0))
+        return safe_divide(jnp.sum(a * b, axis=0), safe_sqrt(jnp.sum(a**2, axis=0)) * safe_sqrt(jnp.sum(b**2, axis=0))), varies
 
-    r = jnp.mean(lax.map(correlation, jax.random.split(key, n_splits)), axis=0)
-    # Noise goes down as one over the number of repeats, and its variances add up over samples.
-    return spearman_brown(r, jnp.mean(1 / half, axis=0) / jnp.mean(1 / repeats, axis=0))
+    r, varies = lax.map(correlation, jax.random.split(key, n_splits))
+    defined = jnp.sum(varies, axis=0)
+    r = jnp.sum(jnp.where(varies, r, 0), axis=0) / defined  # 0 / 0 is NaN: a constant unit
+    # Noise goes down as one over the number of repeats, and its variances add up over stimuli.
+    return spearman_brown(r, jnp.mean(1 / half, axis=0) / jnp.mean(1 / repeats, axis=0)), defined
 
 
 def disattenuate(score: Score, reliability: ArrayLike, minimum: float = 0.1) -> Score:

@@ -183,13 +183,14 @@ def jackknife(
     >>> scores["cka"].replicates.shape
     (2, 3)
     """
-    resolved = metrics_lib.resolve(metrics)
-    x, y, ids, n_folds, largest = alignment.check(source, target, folds, n_folds, key, groups)
-    positive_integer("n_blocks", n_blocks, least=2)
-    if weights is not None:
-        weights = _checked_weights(weights, y.shape[1])
-    blocks = deal(ids, n_folds, n_blocks, jax.random.key(0) if key is None else key, groups)
-    return _jackknife(x, y, ids, blocks, weights, resolved, n_folds, largest, n_blocks)
+    found: dict[str, Jackknife] = {}
+    for some, x, y, _ in alignment.in_precision(source, target, metrics_lib.resolve(metrics)):
+        x, y, ids, count, largest = alignment.check(x, y, folds, n_folds, key, groups)
+        positive_integer("n_blocks", n_blocks, least=2)
+        checked = None if weights is None else _checked_weights(weights, y.shape[1])
+        blocks = deal(ids, count, n_blocks, jax.random.key(0) if key is None else key, groups)
+        found |= _jackknife(x, y, ids, blocks, checked, some, count, largest, n_blocks)
+    return found
 
 
 def _checked_weights(weights: ArrayLike, n_target: int) -> Array:
@@ -226,7 +227,7 @@ def _jackknife(
             evidence = whole = reading.samples
 
         def score(evidence: Any, metric: Metric = metric, fitted: Any = fitted) -> Score:
-            unweighted = metric.evaluate(fitted, evidence)
+            unweighted = metric.score(fitted, evidence)
             return unweighted if weights is None else metric.weigh(unweighted, weights)
 
         def replicate(left_out: Array, evidence: Any = evidence, whole: Any = whole, score: Any = score) -> Array:
@@ -333,8 +334,17 @@ def permutation_test(
     Raises:
         ValueError: as `sp.align`; groups of different sizes, or traced ones; samples left out by a fold of -1.
     """
-    resolved = metrics_lib.resolve(metrics)
-    x, y, ids, n_folds, largest = alignment.check(source, target, folds, n_folds, key, groups)
+    found: dict[str, PermutationTest] = {}
+    for some, x, y, _ in alignment.in_precision(source, target, metrics_lib.resolve(metrics)):
+        checked = alignment.check(x, y, folds, n_folds, key, groups)
+        found |= _permuted(checked, some, key, groups, n_permutations)
+    return found
+
+
+def _permuted(
+    checked: tuple[Array, Array, Array, int, int], metrics: tuple[Metric, ...], key: Any, groups: Any, n_permutations: int
+) -> dict[str, PermutationTest]:
+    x, y, ids, n_folds, largest = checked
     n_samples = x.shape[0]
     positive_integer("n_permutations", n_permutations)
     if isinstance(groups, jax.core.Tracer):
@@ -348,7 +358,7 @@ def permutation_test(
             raise ValueError(f"groups must have equally many samples to change places, got {counts.min()} to {counts.max()}.")
         by_group = jnp.asarray(np.argsort(index, kind="stable").reshape(len(counts), -1))
     key = jax.random.key(0) if key is None else key
-    return _permutation_test(x, y, ids, by_group, key, resolved, n_folds, largest, n_permutations)
+    return _permutation_test(x, y, ids, by_group, key, metrics, n_folds, largest, n_permutations)
 
 
 @functools.partial(jax.jit, static_argnames=("metrics", "n_folds", "largest_fold", "n_permutations"))

@@ -251,7 +251,7 @@ def summary(predicted: Float[np.ndarray, "pairs folds"], measured: Float[np.ndar
         `mean_difference` and `largest_difference`, as `agreement` has them.
 
     >>> told = summary(np.zeros((3, 2)), np.array([[0.0, 0.2], [0.1, 0.1], [0.1, 0.1]]))
-    >>> float(told["mean"]), told["n_pairs"], float(told["largest_difference"])
+    >>> round(float(told["mean"]), 3), told["n_pairs"], round(float(told["largest_difference"]), 3)
     (0.1, 3, 0.1)
     """
     predicted, values = (np.asarray(scores, np.float64).mean(axis=1) for scores in (predicted, measured))

@@ -283,7 +283,7 @@ def test_bad_settings_of_the_study(tmp_path):
 
 def test_changed_input_is_another_configuration(activations, tmp_path):
     arguments = [f"--config.source={tmp_path}/x.npy", f"--config.target={tmp_path}/x.npy", f"--workdir={tmp_path}/run"]
-    arguments += ["--config.n_seeds=1", "--config.sae.steps=2", "--config.sae.k=2", "--config.metrics=('semi_match',)"]
+    arguments += ["--config.n_seeds=1", "--config.comparisons=('neuron->neuron',)", "--config.metrics=('semi_match',)"]
     np.save(tmp_path / "x.npy", np.load(activations / "both.npz")["a"])
     assert run_command("align", *arguments).returncode == 0
     again = run_command("align", *arguments)

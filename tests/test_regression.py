@@ -39,22 +39,36 @@ def fitted(sides, fold_ids):
     return sp.align(*sides, metrics=metrics, folds=fold_ids)
 
 
-def search(x, y, inner):
+def search(x, y, inner, variance=1):
     # RidgeCV standardises nothing: a pipeline in a grid search is the same choice with scaling inside each inner fold.
     steps = make_pipeline(StandardScaler(), SklearnRidge())
-    return GridSearchCV(steps, {"ridge__alpha": ALPHAS}, scoring="r2", cv=PredefinedSplit(inner)).fit(x, y)
+    error = lambda model, x, y: -np.sum((model.predict(x).reshape(y.shape) - y) ** 2 / variance)  # noqa: E731
+    return GridSearchCV(steps, {"ridge__alpha": ALPHAS}, scoring=error, cv=PredefinedSplit(inner)).fit(x, y)
 
 
 def test_ridge_chooses_and_predicts_as_scikit_learn(fitted, sides, fold_ids, parts, masks):
     got = fitted["ridge"]
     for fold, (x, y, x_test, y_test) in enumerate(parts):
-        wanted = search(x, y, fold_ids[fold_ids != fold])
+        wanted = search(x, y, fold_ids[fold_ids != fold], np.var(sides[1][:, masks[1]], axis=0))
         np.testing.assert_allclose(got.details["alpha"][fold], wanted.best_params_["ridge__alpha"], rtol=1e-5)
         predicted = wanted.predict(x_test)
         np.testing.assert_allclose(got.units[fold][masks[1]], per_unit(predicted, y_test), atol=1e-4)
         ours = sides[0][fold_ids == fold] @ got.details["weights"][fold] + got.details["intercept"][fold]
         np.testing.assert_allclose(ours[:, masks[1]], predicted, atol=2e-3)
     assert (np.asarray(got.details["weights"])[:, ~masks[0]] == 0).all()
+
+
+def test_a_nearly_silent_target_does_not_choose_for_all():
+    """One response in 300 samples: whatever alpha does to the others, its errors in the fold of that response are large."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(300, 40))
+    y = x @ rng.normal(size=(40, 6)) + rng.normal(size=(300, 6))
+    silent = 1e-6 * rng.normal(size=300)
+    silent[7] = 1
+    ids = np.arange(300) % 5
+    alone, beside = (sp.align(x, v, "ridge", folds=ids)["ridge"] for v in (y, np.c_[y, silent]))
+    assert (beside.details["alpha"] <= 10 * alone.details["alpha"]).all()  # it has one vote of seven, 1e8 is what it had
+    np.testing.assert_allclose(beside.units[:, :6], alone.units, atol=5e-3)
 
 
 def test_alpha_for_each_target_is_that_of_the_target_alone(fitted, fold_ids, parts, masks):

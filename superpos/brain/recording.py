@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import xarray
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, Key
 
@@ -182,7 +183,7 @@ class Recording:
             ValueError: no repeats, a stimulus with fewer than two, or a unit that is constant.
         """
         repeats = self._for_ceiling()
-        return reliability.split_half(np.moveaxis(repeats, 1, 0), key, n_splits)
+        return reliability.split_half(_named(repeats), key, n_splits)
 
     def reliable(self, minimum: float, key: Key[Array, ""] | None = None, n_splits: int = 100) -> "Recording":
         """The units whose `reliability` is at least `minimum`.
@@ -199,7 +200,7 @@ class Recording:
 
     def ncsnr(self) -> Float[Array, " units"]:
         """See the function `ncsnr`; its source z-scores within session first: `recording.zscored().ncsnr()`."""
-        return ncsnr(self._for_ceiling())
+        return ncsnr(_named(self._for_ceiling()))
 
     def noise_ceiling(self, n: ArrayLike | None = None) -> Float[Array, " units"]:
         """See the function `noise_ceiling`, by default for the responses as they are: means of the repeats that are there."""
@@ -333,8 +334,12 @@ class Recording:
             )
 
 
-@jax.jit
-def ncsnr(repeats: ArrayLike) -> Float[Array, " units"]:
+def _named(repeats: Any) -> xarray.DataArray:
+    """Repeats whose axes are known, however many there are of each."""
+    return xarray.DataArray(repeats, dims=("stimuli", "repeats", "units"))
+
+
+def ncsnr(repeats: Any) -> Float[Array, " units"]:
     """Noise ceiling signal-to-noise ratio of each unit: the standard deviation of the signal over that of the noise.
 
     The variance of the noise is that between repeats of a stimulus (unbiased), averaged over stimuli; the variance of the
@@ -342,17 +347,25 @@ def ncsnr(repeats: ArrayLike) -> Float[Array, " units"]:
     Source: Allen et al. 2022, "A massive 7T fMRI dataset to bridge cognitive neuroscience and artificial intelligence".
 
     Args:
-        repeats: `(n_stimuli, n_repeats, n_units)`, NaN where one is missing. Stimuli with fewer than two of a unit tell nothing
-            about the noise, and count for the variance of all trials only.
+        repeats: `(n_stimuli, n_repeats, n_units)`, NaN where one is missing, or with named axes: see
+            `superpos.reliability.repeated`. Stimuli with fewer than two of a unit tell nothing about the noise, and count for
+            the variance of all trials only.
 
     Returns:
         `(n_units,)`; infinite without noise, NaN for constant units and where no stimulus has two repeats.
+
+    Raises:
+        ValueError: as `superpos.reliability.repeated` does.
 
     >>> repeats = jnp.array([[[1.0], [3.0]], [[-3.0], [-1.0]]])  # two stimuli, two repeats, one unit
     >>> print(np.asarray(ncsnr(repeats)).round(3))
     [1.528]
     """
-    repeats = jnp.asarray(repeats)
+    return _ncsnr(jnp.asarray(reliability.repeated(repeats, "repeats")))
+
+
+@jax.jit
+def _ncsnr(repeats: Array) -> Array:
     there = ~jnp.isnan(repeats)
     trials = jnp.where(there, repeats, 0)
     trials = jnp.where(there, trials - jnp.sum(trials, axis=(0, 1)) / jnp.sum(there, axis=(0, 1)), 0)  # for the digits' sake

@@ -8,7 +8,6 @@ from superpos.metrics.base import Samples as Samples
 from superpos.metrics.base import Score as Score
 from superpos.metrics.geometry import CCA as CCA
 from superpos.metrics.geometry import CKA as CKA
-from superpos.metrics.geometry import RSA as RSA
 from superpos.metrics.geometry import Jaccard as Jaccard
 from superpos.metrics.geometry import MutualKNN as MutualKNN
 from superpos.metrics.geometry import Procrustes as Procrustes
@@ -27,3 +26,4 @@ from superpos.metrics.regression import NNLS as NNLS
 from superpos.metrics.regression import OLS as OLS
 from superpos.metrics.regression import PLS as PLS
 from superpos.metrics.ridge import Ridge as Ridge
+from superpos.metrics.rsa import RSA as RSA

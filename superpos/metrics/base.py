@@ -2,6 +2,7 @@
 
 import abc
 import dataclasses
+import functools
 from typing import Any, ClassVar, NamedTuple
 
 import jax
@@ -54,6 +55,16 @@ class Samples:
         rows, valid = self.rows(fold)
         return self.x[rows], self.y[rows], valid
 
+    def centred(self, fold: Array) -> tuple[Array, ...]:
+        """Both sides of one fold's samples less their means, 0 in rows that are not real and in masked units; their number."""
+        x, y, valid = self.held_out(fold)
+        count = jnp.sum(valid, dtype=x.dtype)
+        sides = []
+        for values, live in ((x, self.source), (y, self.target)):
+            mean = jnp.sum(jnp.where(valid[:, None], values, 0), axis=0) / count
+            sides.append(jnp.where(valid[:, None] & live, values - mean, 0))
+        return *sides, count
+
     def rows(self, fold: Array) -> tuple[Array, Array]:
         """The indices of one fold's samples, padded to `(largest_fold,)`, and which of them are real."""
         inside = self.fold_ids == fold
@@ -74,6 +85,8 @@ class Metric(abc.ABC):
     distance: ClassVar[bool] = False  # lower is more alike
     rotates: ClassVar[frozenset[str]] = frozenset()  # sides, "source" and "target", whose rotation changes nothing
     wide: ClassVar[bool] = False  # takes `Samples` too, where there are fewer of them than source units
+    centres: ClassVar[bool] = True  # adding a constant to a unit changes nothing
+    differentiable: ClassVar[bool] = True  # almost everywhere, with a gradient that is not always 0
     second_pass: ClassVar[bool] = False  # has a `polish`, and is evaluated on samples, where they are at hand
 
     def fit(self, evidence: Any) -> Any:
@@ -118,7 +131,28 @@ class Metric(abc.ABC):
 
     def __call__(self, evidence: Any) -> Score:
         """Fits and evaluates."""
-        return self.evaluate(self.fit(evidence), evidence)
+        return self.score(self.fit(evidence), evidence)
+
+    def score(self, fitted: Any, evidence: Any) -> Score:
+        """`evaluate`, of which a gradient is refused where there is none."""
+        score = self.evaluate(fitted, evidence)
+        if self.differentiable:
+            return score
+        return score._replace(mean=_without_gradient(self.name, score.mean, evidence))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _without_gradient(name: str, value: Any, of: Any) -> Any:
+    """The value; whoever asks for its gradient with respect to what it is `of` is told that there is none."""
+    del name, of
+    return value
+
+
+def _refuse(name: str, residuals: Any, cotangent: Any) -> Any:
+    raise ValueError(f"{name} has no gradient: it counts or ranks, and does not change with small changes of its inputs.")
+
+
+_without_gradient.defvjp(lambda name, value, of: (value, None), _refuse)
 
 
 def positive_integer(name: str, value: Any, least: int = 1) -> None:
@@ -129,7 +163,7 @@ def positive_integer(name: str, value: Any, least: int = 1) -> None:
 
 def correlations(moments: Moments) -> Float[Array, "folds source target"]:
     """Pearson correlation of every source unit with every target unit in each fold; 0 where one is constant."""
-    norms = jnp.sqrt(moments.x.squares)[:, :, None] * jnp.sqrt(moments.y.squares)[:, None, :]
+    norms = safe_sqrt(moments.x.squares)[:, :, None] * safe_sqrt(moments.y.squares)[:, None, :]
     return safe_divide(moments.xy, norms)
 
 
@@ -143,6 +177,11 @@ def safe_sqrt(values: Array) -> Array:
     """The square root, 0 where a value is not positive; gradients stay finite."""
     positive = values > 0
     return jnp.where(positive, jnp.sqrt(jnp.where(positive, values, 1)), 0)
+
+
+def safe_norm(values: Array, axis: int | None = None) -> Array:
+    """The Euclidean norm, of all entries or along an axis that stays; its gradient is 0 at 0."""
+    return safe_sqrt(jnp.sum(values**2, axis=axis, keepdims=axis is not None))
 
 
 def from_units(units: Float[Array, "folds target"], live: Bool[Array, "*folds target"], details: dict[str, Any]) -> Score:

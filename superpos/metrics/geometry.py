@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
-from superpos.linalg import eigh, matmul, polar, svd
+from superpos.linalg import inverse_root, matmul, polar, svd
 from superpos.metrics.base import (
     Metric,
     Samples,
@@ -40,8 +40,10 @@ class CKA(Metric):
     representations revisited".
 
     The debiased form is NaN for moments with a unit that is constant in some folds only (its length cannot be taken out of
-    the sums afterwards; `sp.align` leaves it out beforehand), and for folds of fewer than 4 samples. Its sums are of fourth
-    powers: feed moments with data of about unit size (`sp.align` scales them beforehand).
+    the sums afterwards; `sp.align` leaves it out beforehand), and for folds of fewer than 4 samples, for which the estimator
+    does not exist. It is 0 where that of a side alone is not positive, as of patterns that are all equally far apart; beyond
+    ±1, where small samples carry it, it is cut. Its sums are of fourth powers: feed moments with data of about unit size
+    (`sp.align` scales them beforehand).
 
     Attributes:
         debiased: use the unbiased estimator.
@@ -83,9 +85,13 @@ class CKA(Metric):
         }
         squares = {pair: jnp.sum(matrix**2, axis=(1, 2)) for pair, matrix in matrices.items()}
         if self.debiased:
-            squares = {pair: self._unbiased(moments, pair, squares[pair], size) for pair in matrices}
-        folds = squares["xy"] / (safe_sqrt(squares["xx"]) * safe_sqrt(squares["yy"]))
+            epsilon = jnp.finfo(moments.count.dtype).eps
+            biased, squares = squares, {pair: self._unbiased(moments, pair, squares[pair], size) for pair in matrices}
+            for pair in ("xx", "yy"):  # what is left of a side may be nothing but rounding
+                squares[pair] = jnp.where(squares[pair] > 16 * epsilon * biased[pair], squares[pair], 0)
+        folds = safe_divide(squares["xy"], safe_sqrt(squares["xx"]) * safe_sqrt(squares["yy"]))
         if self.debiased:
+            folds = jnp.clip(folds, -1, 1)
             for side, mask in zip((evidence.x, evidence.y), live, strict=True):
                 folds = jnp.where(jnp.any((side.squares > 0) & ~mask), jnp.nan, folds)
             folds = jnp.where(evidence.count > 3, folds, jnp.nan)
@@ -113,9 +119,10 @@ class Procrustes(Metric):
       invariant to scale.
 
     With `folds=None`, 1 - c² is scipy's Procrustes disparity. Symmetric. Invariant to rotation of either side and, but for
-    "bures", to isotropic scaling. Fitted on fewer samples than units it cannot reach 1, even between equal sides. Source:
-    Schönemann 1966; Williams et al. 2021, "Generalized shape metrics on neural representations"; Bhatia, Jain & Lim 2019
-    (Bures).
+    "bures", to isotropic scaling. By `sp.align` distances are right down to rounding; moments alone (`sp.score`) cannot tell
+    angles below √eps, 3e-4 in float32, from 0. Fitted on fewer samples than units it cannot reach 1, even between equal
+    sides. Source: Schönemann 1966; Williams et al. 2021, "Generalized shape metrics on neural representations"; Bhatia, Jain
+    & Lim 2019 (Bures).
 
     Attributes:
         kind: as above.
@@ -150,19 +157,48 @@ class Procrustes(Metric):
         live = evidence.live()
         return jax.vmap(lambda cross: polar(cross)[0])(_masked(training(evidence), live).xy)
 
-    def evaluate(self, fitted: Any, evidence: Moments) -> Score:
+    @property
+    def second_pass(self) -> bool:  # type: ignore[override]
+        """Small distances are differences of samples: as differences of moments they would drown in rounding."""
+        return self.distance
+
+    def evaluate(self, fitted: Any, evidence: Moments | Samples) -> Score:
         """The similarity or distance of each held-out part."""
-        live = evidence.live()
+        details = {"rank": jnp.round(jnp.sum(fitted**2, axis=(1, 2)))}
+        if isinstance(evidence, Samples):
+            return from_folds(self._of_samples(fitted, evidence), (evidence.source, evidence.target), details)
         moments = _masked(evidence)
         overlap = jnp.sum(fitted * moments.xy, axis=(1, 2))
         x, y = jnp.sum(moments.x.squares, axis=1), jnp.sum(moments.y.squares, axis=1)
         if self.kind == "bures":
             folds = safe_sqrt((x + y - 2 * overlap) / moments.count)
         else:
-            folds = jnp.clip(safe_divide(overlap, jnp.sqrt(x) * jnp.sqrt(y)), -1, 1)
-            if self.kind == "angular":  # arccos, with a finite gradient at 1
-                folds = 2 * jnp.arcsin(safe_sqrt((1 - folds) / 2))
-        return from_folds(folds, live, {"rank": jnp.round(jnp.sum(fitted**2, axis=(1, 2)))})
+            folds = jnp.clip(safe_divide(overlap, safe_sqrt(x) * safe_sqrt(y)), -1, 1)
+            if self.kind == "angular":
+                folds = _angle(1 - folds)
+        return from_folds(folds, evidence.live(), details)
+
+    def _of_samples(self, fitted: Array, samples: Samples) -> Array:
+        """The distances, of the samples less each other and what the isometry leaves out of the source."""
+
+        def of_fold(inputs: tuple[Array, Array]) -> Array:
+            fold, isometry = inputs
+            x, y, count = samples.centred(fold)
+            moved = matmul(x, isometry)
+            left = jnp.sum((x - matmul(moved, isometry.T)) ** 2)
+            if self.kind == "bures":
+                return safe_sqrt((jnp.sum((moved - y) ** 2) + left) / count)
+            size, other = (jnp.sum(v**2) for v in (x, y))
+            ratio = safe_divide(jnp.ones_like(size), safe_sqrt(size))
+            apart = jnp.sum((moved * ratio - y * safe_divide(jnp.ones_like(other), safe_sqrt(other))) ** 2)
+            return _angle((apart + left * ratio**2) / 2)
+
+        return lax.map(of_fold, (jnp.arange(samples.n_folds), fitted))
+
+
+def _angle(gap: Array) -> Array:
+    """arccos(1 - gap), exact where the gap is small, with a finite gradient at 0."""
+    return 2 * jnp.arcsin(safe_sqrt(jnp.clip(gap / 2, 0, 1)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,8 +219,9 @@ class CCA(Metric):
     only to permuting units, flipping their signs and isotropic scaling, since its weights add up absolute values over units.
     Every pair counts alike in cca, however little variance it has: unless samples far outnumber units it measures noise,
     which the held-out correlations show. NaN where the ranks of both sides add up to the number of training samples or more:
-    then some canonical correlations are 1 by necessity, and their directions arbitrary. Principal components whose variance
-    is below units · eps of the largest are left out.
+    then some canonical correlations are 1 by necessity, and their directions arbitrary. Principal components (of units scaled
+    to variance 1, where `variance` is 1) whose variance is below units · eps of the largest are left out. The gradient is that
+    of the held-out correlations; where two canonical correlations are equal there is none.
 
     Attributes:
         n_components: pairs to average over, None for all.
@@ -234,12 +271,12 @@ class CCA(Metric):
         part = _masked(training(evidence), live)
 
         def whiten(scatter: Array) -> tuple[Array, Array]:
-            values, vectors = (leaf[..., ::-1] for leaf in eigh(scatter))  # largest first
-            kept = values > values.size * jnp.finfo(values.dtype).eps * values[0]
-            if self.variance < 1:
-                values = jnp.where(kept, values, 0)
-                kept &= jnp.cumsum(values) - values < self.variance * jnp.sum(values)
-            return jnp.where(kept, vectors / jnp.sqrt(jnp.where(kept, values, 1)), 0), jnp.sum(kept)
+            # Directions do not depend on the units' scales, unless some are left out for their variance.
+            scale = jnp.ones_like(scatter[0])
+            if self.variance == 1:
+                scale = safe_divide(scale, safe_sqrt(jnp.diagonal(scatter)))
+            root, rank = inverse_root(scatter * scale[:, None] * scale, self.variance)
+            return scale[:, None] * root, rank
 
         def solve(count: Array, xx: Any, xy: Array, yy: Any) -> tuple[Array, Array, Array, Array]:
             (x, x_rank), (y, y_rank) = whiten(xx), whiten(yy)
@@ -275,170 +312,6 @@ class CCA(Metric):
 
 
 @dataclasses.dataclass(frozen=True)
-class RSA(Metric):
-    """Representational similarity analysis: correlation of two representational dissimilarity matrices, in each held-out part.
-
-    The dissimilarity of two stimuli is 1 - Pearson correlation of their patterns over live units; the two matrices are
-    compared over all pairs of different stimuli. Stimuli whose pattern is constant on either side are left out of both.
-    Symmetric. Source: Kriegeskorte, Mur & Bandettini 2008; Kendall's tau: Nili et al. 2014.
-
-    - "pearson": in a second pass over the samples, from the moments of row-normalised patterns, without the n × n matrix
-      where there are more samples in a fold than units;
-    - "spearman": Pearson correlation of ranks, ties averaged; "kendall": tau-b. Both hold the n (n - 1) / 2 pairs of a fold.
-
-    Not invariant to adding a constant to a unit, nor to scaling single units; invariant to rotations that keep the mean over
-    units. Units whose means differ by more than a hundred standard deviations make all patterns alike, and cost float32 its
-    digits: centre them, which changes what is measured, or enable x64. Ties are those of equal numbers, not of equal formulas.
-
-    Attributes:
-        kind: how matrices are compared.
-        name: its key in the result.
-
-    Details: `n_stimuli`, `(folds,)`, those compared.
-
-    >>> import superpos as sp
-    >>> metric = sp.metrics.RSA(kind="spearman")
-    >>> x, y = jnp.zeros((30, 3)), jnp.zeros((30, 2))
-    >>> score = jax.eval_shape(lambda x, y: sp.align(x, y, metric), x, y)["rsa"]  # traced alone, to be quick
-    >>> score.folds.shape, sorted(score.details)
-    ((5,), ['n_stimuli'])
-    """
-
-    kind: Literal["pearson", "spearman", "kendall"] = "pearson"
-    name: str = "rsa"
-    reads: ClassVar[frozenset[str]] = frozenset({"samples"})
-    symmetric: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        if self.kind not in ("pearson", "spearman", "kendall"):
-            raise ValueError(f'kind must be "pearson", "spearman" or "kendall", got {self.kind!r}.')
-
-    def evaluate(self, fitted: Any, evidence: Samples) -> Score:
-        """The correlation of each held-out part."""
-        del fitted
-
-        def of_fold(fold: Array) -> Any:
-            x, y, valid = evidence.held_out(fold)
-            valid &= _varies(x, evidence.source) & _varies(y, evidence.target)
-            x, y = _patterns(x, evidence.source, valid), _patterns(y, evidence.target, valid)
-            if self.kind == "pearson":
-                through_pairs = len(valid) <= max(x.shape[1], y.shape[1])
-                value = (_pairwise if through_pairs else _two_pass)(x, y, valid)
-            else:
-                value = _rank_correlation(self.kind, x, y, valid)
-            return jnp.where(jnp.sum(valid) > 2, value, jnp.nan), jnp.sum(valid)
-
-        folds, n_stimuli = lax.map(of_fold, jnp.arange(evidence.n_folds))
-        return from_folds(folds, (evidence.source, evidence.target), {"n_stimuli": n_stimuli})
-
-
-def _varies(values: Array, live: Array) -> Array:
-    low = jnp.min(jnp.where(live, values, jnp.inf), axis=1)
-    return jnp.max(jnp.where(live, values, -jnp.inf), axis=1) > low
-
-
-def _patterns(values: Array, live: Array, valid: Array) -> Array:
-    """Rows centred over live units and scaled to norm 1; 0 where not valid."""
-    centred = jnp.where(live, values - jnp.sum(values, axis=1, keepdims=True) / jnp.maximum(jnp.sum(live), 1), 0)
-    norms = jnp.linalg.norm(centred, axis=1, keepdims=True)
-    return jnp.where(valid[:, None], centred / jnp.where(valid[:, None], norms, 1), 0)
-
-
-def _two_pass(x: Array, y: Array, valid: Array) -> Array:
-    """Pearson correlation of two similarity matrices over i ≠ j from sums over samples; rows have norm 1."""
-    n = jnp.sum(valid).astype(x.dtype)
-    means = [jnp.sum(v, axis=0) / n for v in (x, y)]
-    centred = [jnp.where(valid[:, None], v - mean, 0) for v, mean in zip((x, y), means, strict=True)]
-    mu = [(n * n * jnp.sum(mean**2) - n) / (n * (n - 1)) for mean in means]  # mean similarity of a pair
-
-    def covariance(i: int, j: int) -> Array:
-        scatter = matmul(centred[i].T, centred[j])
-        between = n * n * (jnp.sum(means[i] ** 2) - mu[i]) * (jnp.sum(means[j] ** 2) - mu[j])
-        shared = 2 * n * jnp.sum(means[i] * matmul(scatter, means[j]))
-        return jnp.sum(scatter**2) + shared + between - n * (1 - mu[i]) * (1 - mu[j])
-
-    return safe_divide(covariance(0, 1), safe_sqrt(covariance(0, 0)) * safe_sqrt(covariance(1, 1)))
-
-
-def _pairwise(x: Array, y: Array, valid: Array) -> Array:
-    """The same through the similarity matrices."""
-    pairs = valid[:, None] & valid & ~jnp.eye(len(valid), dtype=bool)
-    count = jnp.sum(pairs, dtype=x.dtype)
-
-    def centred(values: Array) -> Array:
-        similarity = matmul(values, values.T)
-        return jnp.where(pairs, similarity - jnp.sum(jnp.where(pairs, similarity, 0)) / count, 0)
-
-    a, b = centred(x), centred(y)
-    return safe_divide(jnp.sum(a * b), jnp.linalg.norm(a) * jnp.linalg.norm(b))
-
-
-def _rank_correlation(kind: str, x: Array, y: Array, valid: Array) -> Array:
-    """Spearman's or Kendall's correlation of two dissimilarity matrices over pairs of stimuli."""
-    row, col = jnp.triu_indices(len(valid), 1)
-    there = valid[row] & valid[col]
-    a, b = (jnp.where(there, 1 - matmul(v, v.T)[row, col], jnp.inf) for v in (x, y))
-    if kind == "kendall":
-        return kendall_tau(a, b, there)
-    count = jnp.sum(there, dtype=x.dtype)
-
-    def ranks(values: Array) -> Array:
-        ordered = jnp.sort(values)
-        low, high = (jnp.searchsorted(ordered, values, side, method="sort") for side in ("left", "right"))
-        rank = (low + high).astype(x.dtype) / 2
-        return jnp.where(there, rank - jnp.sum(jnp.where(there, rank, 0)) / count, 0)
-
-    a, b = ranks(a), ranks(b)
-    return safe_divide(jnp.sum(a * b), jnp.linalg.norm(a) * jnp.linalg.norm(b))
-
-
-def kendall_tau(a: Any, b: Any, there: Any) -> Any:
-    """Kendall's tau-b of two vectors `(n,)` over the entries that are `there`, in O(n log n).
-
-    Inversions are counted a bit at a time, from the highest: among values that agree in all higher bits, those with a 1 that
-    come before one with a 0 are out of order.
-    """
-    n = len(a)
-    a, b = (jnp.where(there, v, jnp.inf) for v in (a, b))  # the others go last, tied with each other
-    order = jnp.lexsort((b, a))
-    a, b, there = a[order], b[order], there[order]
-    dtype = a.dtype
-
-    def ties(*columns: Array) -> Array:
-        """Number of pairs that agree, of sorted columns."""
-        new = jnp.concatenate([jnp.ones(1, bool), jnp.any(jnp.stack([c[1:] != c[:-1] for c in columns]), axis=0)])
-        position = jnp.arange(n) - lax.cummax(jnp.where(new, jnp.arange(n), 0))
-        return jnp.sum(jnp.where(there, position, 0).astype(dtype))  # entries that are there come first
-
-    tied_a, tied_both = ties(a), ties(a, b)
-    tied_b = ties(jnp.sort(b))
-    rank = jnp.searchsorted(jnp.sort(b), b, method="sort").astype(jnp.int32)
-    n_bits = max(1, (n - 1).bit_length())
-
-    def one_bit(level: Any, state: Any) -> tuple[Any, ...]:
-        rank, there, start, discordant = state
-        bit = (rank >> (n_bits - 1 - level)) & 1
-        ones = jnp.cumsum(bit) - bit
-        before = ones - ones[start]
-        discordant += jnp.sum(jnp.where((bit == 0) & there, before, 0).astype(dtype))
-        # Stable partition of each group into zeros and ones.
-        zeros = jnp.cumsum(1 - bit) - (1 - bit)
-        size = jnp.zeros(n, jnp.int32).at[start].add(1 - bit)  # zeros of each group, at its start
-        to = start + jnp.where(bit == 0, zeros - zeros[start], size[start] + before)
-        moved = jnp.zeros_like(rank).at[to].set(rank)
-        there = jnp.zeros_like(there).at[to].set(there)
-        start = jnp.zeros_like(start).at[to].set(start + jnp.where(bit == 1, size[start], 0))
-        return moved, there, start, discordant
-
-    state = (rank, there, jnp.zeros(n, jnp.int32), jnp.zeros((), dtype))
-    *_, discordant = lax.fori_loop(0, n_bits, one_bit, state)
-    count = jnp.sum(there).astype(dtype)
-    total = count * (count - 1) / 2
-    concordant_less_discordant = total - tied_a - tied_b + tied_both - 2 * discordant
-    return safe_divide(concordant_less_discordant, safe_sqrt(total - tied_a) * safe_sqrt(total - tied_b))
-
-
-@dataclasses.dataclass(frozen=True)
 class MutualKNN(Metric):
     """Mutual nearest neighbours: the share of a sample's k nearest neighbours that both sides agree on, in each held-out part.
 
@@ -446,7 +319,7 @@ class MutualKNN(Metric):
     either side, which has no direction, are left out of both. Symmetric. Chance is k / (n - 1) for folds of n samples without
     ties; where many patterns are the same, as those of very sparse units are, it is higher: see `sp.stats.permutation_test`.
     Invariant to rotation and isotropic scaling, not to adding a constant to a unit; constants above a hundred standard
-    deviations cost float32 its digits. NaN for folds of at most k samples. Source: Huh et al. 2024, "The platonic
+    deviations cost float32 its digits. NaN for folds of at most k samples. No gradient. Source: Huh et al. 2024, "The platonic
     representation hypothesis".
 
     Attributes:
@@ -468,6 +341,8 @@ class MutualKNN(Metric):
     name: str = "mutual_knn"
     reads: ClassVar[frozenset[str]] = frozenset({"samples"})
     symmetric: ClassVar[bool] = True
+    centres: ClassVar[bool] = False
+    differentiable: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         positive_integer("k", self.k)
@@ -506,7 +381,8 @@ class Jaccard(Metric):
     The support of a unit is the set of samples on which it is positive; J = |A ∩ B| / |A ∪ B|; score = mean of the highest J
     over live target units that are positive somewhere in the fold. Not symmetric. Nothing is fitted: the best of many units
     is above chance, and only a permutation null (`sp.stats.permutation_test`) says by how much. Invariant to permuting units
-    and scaling them by positive factors; meant for non-negative, sparse units, as SAE latents are. Source: Jaccard 1901.
+    and scaling them by positive factors; meant for non-negative, sparse units, as SAE latents are. No gradient. Source:
+    Jaccard 1901.
 
     Details: `partner`, `(folds, n_target)`, the source unit of the highest J.
 
@@ -520,6 +396,8 @@ class Jaccard(Metric):
 
     name: str = "jaccard"
     reads: ClassVar[frozenset[str]] = frozenset({"active"})
+    centres: ClassVar[bool] = False
+    differentiable: ClassVar[bool] = False
 
     def evaluate(self, fitted: Any, evidence: Moments) -> Score:
         """The best index of each target unit."""
@@ -551,5 +429,4 @@ def _masked(moments: Moments, live: Any = None) -> Moments:
 register(CKA(), CKA(debiased=True, name="debiased_cka"))
 register(Procrustes(), Procrustes(kind="angular", name="procrustes_angular"), Procrustes(kind="bures", name="procrustes_bures"))
 register(CCA(), CCA(variance=0.99, name="svcca"), CCA(projection_weighted=True, name="pwcca"))
-register(RSA(), RSA(kind="spearman", name="rsa_spearman"), RSA(kind="kendall", name="rsa_kendall"))
 register(MutualKNN(), Jaccard())

@@ -84,7 +84,7 @@ class Uniqueness(Metric):
     1 where every feature has a unit to itself; low in superposition, and at most n_units / n_features where units are fewer.
     Best is highest Pearson correlation, as in `FeatureRecovery`. The definition is ours.
 
-    A unit's score is 1 or 0.
+    A unit's score is 1 or 0. No gradient.
 
     >>> import superpos as sp
     >>> metric = sp.metrics.Uniqueness()
@@ -95,13 +95,16 @@ class Uniqueness(Metric):
     """
 
     name: str = "uniqueness"
+    differentiable: ClassVar[bool] = False
 
     def evaluate(self, fitted: Any, evidence: Moments) -> Score:
         """Whether each feature has its best unit to itself."""
         del fitted
         source, target = evidence.live()
         r = correlations(evidence)
-        partner = jnp.argmax(jnp.where(source[:, None], r, -jnp.inf), axis=1)
+        r = jnp.where(source[:, None], r, -jnp.inf)
+        # Of units that are repeated the first: which of them rounding favours must not decide whether features share one.
+        partner = jnp.argmax(r >= jnp.max(r, axis=1, keepdims=True) - 16 * jnp.finfo(r.dtype).eps, axis=1)
         shared = (partner[:, :, None] == partner[:, None, :]) & target & ~jnp.eye(target.size, dtype=bool)
         alone = (~jnp.any(shared, axis=2)).astype(r.dtype)
         return from_units(alone, target & jnp.any(source), {"partner": partner})

@@ -18,7 +18,7 @@ from jax import lax
 from jaxtyping import Array
 
 from superpos.linalg import eigh, matmul, nnls
-from superpos.metrics.base import Metric, Samples, Score, from_units, positive_integer, safe_divide, safe_sqrt
+from superpos.metrics.base import Metric, Samples, Score, from_units, positive_integer, safe_divide, safe_norm, safe_sqrt
 from superpos.metrics.registry import register
 from superpos.moments import Moments, training
 
@@ -125,7 +125,7 @@ class Regression(Metric):
         else:
             held_out, shift = jax.vmap(held_out_by_map)(fitted.weights, fitted.intercept, evidence)
             source, target = evidence.live()
-        r = safe_divide(held_out.cross, safe_sqrt(held_out.variance) * jnp.sqrt(held_out.squares))
+        r = safe_divide(held_out.cross, safe_sqrt(held_out.variance) * safe_sqrt(held_out.squares))
         live = target & jnp.any(source)
         r2 = jnp.where(live, held_out.r2(shift), jnp.nan)
         details = {"r2": r2, **fitted.details}
@@ -213,8 +213,9 @@ class OLS(Regression):
     the source worse, and reach that up to 100. Beyond, enable x64.
 
     Attributes:
-        rcond: singular values of the centred source below this share of the largest count as 0. By default 2 √eps, which
-            is 7e-4 in float32 and 3e-8 with x64: less cannot be told from rounding in second moments.
+        rcond: singular values of the centred source below this share of the largest count as 0, its units scaled to
+            variance 1 where there are more training samples than units. By default 2 √eps, which is 7e-4 in float32 and
+            3e-8 with x64: less cannot be told from rounding in second moments.
         weights: return weights and intercept in the details.
         name: its key in the result.
 
@@ -249,18 +250,22 @@ class OLS(Regression):
         epsilon = jnp.finfo(part.xy.dtype).eps
         cutoff = max(4 * float(epsilon), (self.rcond or 0) ** 2)
 
-        def solve(scatter: Any, cross: Array) -> tuple[Any, ...]:
+        def solve(count: Array, scatter: Any, cross: Array) -> tuple[Any, ...]:
             scatter = jnp.where(source[:, None] & source, scatter, 0)
             cross = jnp.where(source[:, None], cross, 0)
-            values, vectors = eigh(lax.stop_gradient(scatter))
+            # Without scales, which do not matter but to the norm: with fewer samples than units that one is to be least.
+            scale = safe_divide(jnp.ones_like(scatter[0]), safe_sqrt(jnp.diagonal(lax.stop_gradient(scatter))))
+            scale = jnp.where(count > jnp.sum(source), scale, 1)
+            values, vectors = eigh(lax.stop_gradient(scatter) * scale[:, None] * scale)
             kept = values > cutoff * values[-1]
             inverse = jnp.where(kept, 1 / jnp.where(kept, values, 1), 0)[:, None]
+            vectors = scale[:, None] * jnp.where(source[:, None], vectors, 0)
             invert = lambda rest: matmul(vectors, inverse * matmul(vectors.T, rest))  # noqa: E731
             weights = invert(lax.stop_gradient(cross))
-            solver = Solver(jnp.where(source[:, None], vectors, 0), inverse, jnp.zeros_like(inverse))
+            solver = Solver(vectors, inverse, jnp.zeros_like(inverse))
             return weights + invert(cross - matmul(scatter, weights)), jnp.sum(kept), solver  # refined: see Ridge
 
-        weights, rank, solver = jax.vmap(solve)(part.x.scatter, part.xy)
+        weights, rank, solver = jax.vmap(solve)(part.count, part.x.scatter, part.xy)
         return linear(part, weights, solver, rank=rank)
 
 
@@ -294,10 +299,10 @@ class NNLS(Regression):
         """Non-negative least squares on each fold's training part."""
         source, _ = evidence.live()
         part = training(evidence)
-        inverse = jnp.where(source, safe_divide(jnp.ones_like(part.x.squares), jnp.sqrt(part.x.squares)), 0)
+        inverse = jnp.where(source, safe_divide(jnp.ones_like(part.x.squares), safe_sqrt(part.x.squares)), 0)
         assert part.x.scatter is not None, "NNLS reads xx"
         gram = part.x.scatter * inverse[:, :, None] * inverse[:, None, :]
-        norms = jnp.sqrt(part.y.squares)[:, None, :]
+        norms = safe_sqrt(part.y.squares)[:, None, :]
         cross = safe_divide(part.xy * inverse[:, :, None], norms)
         solve = jax.vmap(nnls, (0, 0))  # over folds
         solution = lax.map(lambda target: solve(gram, target), jnp.moveaxis(cross, 2, 0), batch_size=16)
@@ -349,14 +354,14 @@ class PLS(Regression):
         def solve(scatter: Any, cross: Array) -> tuple[Any, ...]:
             scatter = jnp.where(source[:, None] & source, scatter, 0)
             cross = jnp.where(source[:, None] & target, cross, 0)
-            smallest = 10 * jnp.finfo(cross.dtype).eps * jnp.linalg.norm(cross)
+            smallest = 10 * jnp.finfo(cross.dtype).eps * safe_norm(cross)
 
             def component(rest: Any, _: Any) -> tuple[Any, Any]:
                 scatter, cross = rest
                 direction = _leading(cross)
                 moved = matmul(scatter, direction)
                 variance = jnp.sum(direction * moved)
-                used = (jnp.linalg.norm(cross) > smallest) & (variance > 0)
+                used = (safe_norm(cross) > smallest) & (variance > 0)
                 inverse = jnp.where(used, 1 / jnp.where(used, variance, 1), 0)
                 loading, response = moved * inverse, matmul(cross.T, direction) * inverse
                 scatter = scatter - variance * loading[:, None] * loading
@@ -389,7 +394,7 @@ def _leading(matrix: Array) -> Array:
 
 
 def _norm(vector: Array) -> Array:
-    norm = jnp.linalg.norm(vector)
+    norm = safe_norm(vector)
     return jnp.where(norm > 0, norm, 1)
 
 

@@ -34,9 +34,10 @@ class Ridge(Regression):
     Attributes:
         alphas: candidates.
         per_target: choose alpha for each target unit on its own, instead of one for all.
-        selection: "folds": highest mean R² over the other folds of the training part, each held out in turn (as RidgeCV with
-            `cv=` those folds; needs at least 3 folds, else generalised cross-validation is used); "gcv": smallest generalised
-            cross-validation error (Golub, Heath & Wahba 1979), each target divided by its variance.
+        selection: "folds": smallest squared error on the other folds of the training part, each held out in turn (needs at
+            least 3 folds, else generalised cross-validation is used); "gcv": smallest generalised cross-validation error
+            (Golub, Heath & Wahba 1979). Each target unit is divided by its variance, over all samples in "folds": over the few
+            of one fold a nearly silent unit could vary so little that its error alone decides for all.
         weights: return weights and intercept in the details.
         name: its key in the result.
 
@@ -84,11 +85,13 @@ class Ridge(Regression):
             sides = [jax.vmap(_rotate)(bases, jax.tree.map(lambda leaf, s=s: leaf[pairs[:, s]], constants)) for s in (0, 1)]
             fitted_on = jax.vmap(_rotate)(bases, on)
             alphas = self._alphas(part)
+            whole = pool(constants, jnp.ones((1, evidence.n_folds), bool)).y.squares[0]
+            inverse = jnp.where(target, safe_divide(jnp.ones_like(whole), whole), 0)
             if self.per_target:
-                r2 = jax.vmap(_inner_r2, (None, 0, 0, 0))
-                inner = lax.map(lambda alpha: r2(alpha, bases, fitted_on, sides), alphas)
+                gain = jax.vmap(_inner_gain, (None, 0, 0, 0))
+                inner = [inverse * of_side for of_side in lax.map(lambda alpha: gain(alpha, bases, fitted_on, sides), alphas)]
             else:
-                total = jax.vmap(functools.partial(_inner_total, alphas, target), out_axes=1)
+                total = jax.vmap(functools.partial(_inner_total, alphas, inverse), out_axes=1)
                 inner = [total(bases, fitted_on, fold) for fold in sides]
             quality = _outer(inner, evidence.n_folds)
         else:
@@ -106,17 +109,21 @@ class Ridge(Regression):
         inside = (samples.fold_ids >= 0) & (samples.fold_ids < n_folds)
         quality = jnp.zeros((len(alphas), n_folds, 0))
         if self._inner(n_folds):
+            squares = jnp.sum(_deviations(constants.y, inside) ** 2, axis=0)
+            inverse_squares = jnp.where(samples.target, safe_divide(jnp.ones_like(squares), squares), 0)
 
             def both(pair: Any) -> list[Array]:
                 gram = _gram(constants, inside & (samples.fold_ids != pair[0]) & (samples.fold_ids != pair[1]))
                 path, scores = _gram_path(gram)
                 held_out = [samples.rows(fold) for fold in (pair[0], pair[1])]
 
-                def r2(alpha: Array) -> Any:
+                def gain(alpha: Array) -> Any:
                     coefficients = _solve(path, path.cross, alpha)
-                    return [_r2(matmul(scores[rows], coefficients), gram.y[rows], valid) for rows, valid in held_out]
+                    errors = [gram.y[rows] - matmul(scores[rows], coefficients) for rows, _ in held_out]
+                    parts = zip(errors, held_out, strict=True)
+                    return [-inverse_squares * jnp.sum(jnp.where(v[:, None], e, 0) ** 2, axis=0) for e, (_, v) in parts]
 
-                return lax.map(r2, alphas)
+                return lax.map(gain, alphas)
 
             pairs = jnp.asarray(_inner_parts(n_folds)[1])
             quality = _outer(jax.tree.map(lambda leaf: jnp.swapaxes(leaf, 0, 1), lax.map(both, pairs)), n_folds)
@@ -157,13 +164,13 @@ class Ridge(Regression):
 
 
 def _outer(inner: Any, n_folds: int) -> Any:
-    """Quality of each alpha in each fold, `(alphas, folds, n_target)`, from R² on the first and second fold of each pair.
+    """Quality of each alpha in each fold, `(alphas, folds, n_target)`, from that on the first and second fold of each pair.
 
     Leaving out folds f and g serves two selections: fold g is held out for outer fold f, and f for g.
     """
     _, pairs = _inner_parts(n_folds)
     outer = [np.eye(n_folds, dtype=np.float32)[pairs[:, side]] for side in (1, 0)]
-    return sum(matmul(into.T, r2) for into, r2 in zip(outer, inner, strict=True))
+    return sum(matmul(into.T, gain) for into, gain in zip(outer, inner, strict=True))
 
 
 def _inner_parts(n_folds: int) -> tuple[Any, Any]:
@@ -201,7 +208,7 @@ def _decompose(matrix: Array) -> tuple[Array, Array, Array]:
 
 def _path(part: Any, source: Array) -> _Path:
     part = lax.stop_gradient(part)
-    inverse_std = jnp.where(source, safe_divide(jnp.ones_like(part.x.squares), jnp.sqrt(part.x.squares / part.count)), 0)
+    inverse_std = jnp.where(source, safe_divide(jnp.ones_like(part.x.squares), safe_sqrt(part.x.squares / part.count)), 0)
     values, kept, vectors = _decompose(part.x.scatter * inverse_std[:, None] * inverse_std)
     basis = inverse_std[:, None] * vectors
     return _Path(values, kept, basis, matmul(basis.T, part.xy), part.y.squares, part.count)
@@ -232,27 +239,26 @@ def _rotate(path: _Path, fold: Any) -> Moments:
     return dataclasses.replace(fold, x=side, xy=matmul(path.basis.T, fold.xy))
 
 
-def _inner_r2(alpha: Array, path: _Path, fitted_on: Moments, sides: Any) -> list[Array]:
-    """R² of one alpha on both folds of a pair that the path is not fitted on."""
+def _inner_gain(alpha: Array, path: _Path, fitted_on: Moments, sides: Any) -> list[Array]:
+    """Minus the squared errors of one alpha, but for a constant, on both folds of a pair that the path is not fitted on."""
     coefficients = _solve(path, path.cross, alpha)
     intercept = fitted_on.y.mean - matmul(fitted_on.x.mean, coefficients)
 
-    def r2(fold: Moments) -> Any:
+    def gain(fold: Moments) -> Any:
         held_out, shift = held_out_by_map(coefficients, intercept, fold)
-        return held_out.r2(shift)
+        return 2 * held_out.cross - held_out.variance - fold.count * shift**2
 
-    return [r2(fold) for fold in sides]
+    return [gain(fold) for fold in sides]
 
 
-def _inner_total(alphas: Array, target: Array, path: _Path, fitted_on: Moments, fold: Any) -> Array:
-    """The sum of `_inner_r2` of one fold over target units, but for a constant, of all alphas: `(alphas, 1)`.
+def _inner_total(alphas: Array, inverse_squares: Array, path: _Path, fitted_on: Moments, fold: Any) -> Array:
+    """The sum of `_inner_gain` of one fold over target units, each divided by its variance, of all alphas: `(alphas, 1)`.
 
     A solution is d ∘ c with d = 1 / (λ + α) and the path's cross c, so that one sum over targets serves all alphas: the
     errors' quadratic part is dᵀ (S ∘ c cᵀ) d, S the fold's scatter about the means of the part that was fitted on, and each
     target divided by its variance.
     """
-    live = target & (fold.y.squares > 0)
-    scaled = path.cross * jnp.where(live, safe_divide(jnp.ones_like(fold.y.squares), fold.y.squares), 0)
+    scaled = path.cross * inverse_squares
     x_shift, y_shift = fold.x.mean - fitted_on.x.mean, fold.y.mean - fitted_on.y.mean
     linear_part = jnp.sum(scaled * (fold.xy + fold.count * x_shift[:, None] * y_shift), axis=1)
     scatter = fold.x.scatter + fold.count * x_shift[:, None] * x_shift
@@ -295,6 +301,12 @@ class _Gram(NamedTuple):
     y_mean: Any
 
 
+def _deviations(values: Array, inside: Array) -> Array:
+    """Values less the mean of those inside, 0 for the others."""
+    mean = jnp.sum(jnp.where(inside[:, None], values, 0), axis=0) / jnp.sum(inside, dtype=values.dtype)
+    return jnp.where(inside[:, None], values - mean, 0)
+
+
 def _gram(samples: Samples, inside: Array) -> _Gram:
     weight = inside[:, None]
     count = jnp.sum(inside, dtype=samples.x.dtype)
@@ -317,14 +329,6 @@ def _gram_path(gram: _Gram) -> tuple[_Path, Array]:
         values, kept, vectors, root[:, None] * matmul(vectors.T, y), jnp.sum(y**2, axis=0), jnp.sum(gram.inside, dtype=y.dtype)
     )
     return path, safe_divide(matmul(gram.all, vectors), root)
-
-
-def _r2(predicted: Array, y: Array, valid: Array) -> Array:
-    """R² over valid rows, `(n_target,)`."""
-    count = jnp.sum(valid)
-    y, error = (jnp.where(valid[:, None], v, 0) for v in (y, y - predicted))
-    centred = jnp.where(valid[:, None], y - jnp.sum(y, axis=0) / count, 0)
-    return 1 - safe_divide(jnp.sum(error**2, axis=0), jnp.sum(centred**2, axis=0))
 
 
 def _refined_dual(path: _Path, gram: _Gram, alpha: Array) -> Array:
