@@ -309,7 +309,7 @@ def test_networks_are_trained_and_scored(conduct):
     ]
     assert {row["n_units"] for row in results["rows"]} == {8, 16}
     assert {row["n_seeds"] for row in results["rows"]} == {2}
-    assert {row["units"] for row in results["views"]} == {"sae", "random_sae", "signed_pca"}
+    assert {row["units"] for row in results["views"]} == {"neuron", "sae", "random_sae", "signed_pca"}
     assert json.loads((run.path / "results.json").read_text())["n_scored"] == 300
     assert (run.path / "top_images.png").stat().st_size > 10_000
     # Neurons are measured as they are: the second network, on the images and with the labels that its seed names.

@@ -39,7 +39,7 @@ def square(x):
 # Fast ones; what the others read of an SAE has a test of its own.
 SETTINGS = {
     "topk_pca": {"k": 2},
-    "ica": {"max_iter": 3},
+    "ica": {"max_iter": 1},  # of Gaussian samples it does not converge: rounding grows from step to step
     "sae": {name: getattr(SAE, name) for name in ("expansion", "k", "steps", "batch_size", "options")},
     "random_sae": {"of": LOADED, "k": 2},
     "reconstruction": {"of": views.TopKPCA(k=2)},
@@ -271,7 +271,7 @@ def test_independent_components_leave_out_what_does_not_vary(key):
 def test_fits_are_doubted():
     view = SMALL["ica"]
     described = view.describe(fitted(view)[0], HELD_OUT)
-    assert described["iterations"] == 3
+    assert described["iterations"] == 1
     assert view.doubts(described)[0].startswith("The fit of ICA did not converge in 3 iterations")
     assert view.doubts({"converged": np.array([0.0, 1.0])})[0].startswith("1 of 2 fits of ICA")
     assert "none of the variance" in SAE.doubts({"dead": 0.1, "explained": -1.0})[0]
