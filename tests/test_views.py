@@ -272,7 +272,7 @@ def test_fits_are_doubted():
     view = SMALL["ica"]
     described = view.describe(fitted(view)[0], HELD_OUT)
     assert described["iterations"] == 1
-    assert view.doubts(described)[0].startswith("The fit of ICA did not converge in 3 iterations")
+    assert view.doubts(described)[0].startswith("The fit of ICA did not converge in 1 iterations")
     assert view.doubts({"converged": np.array([0.0, 1.0])})[0].startswith("1 of 2 fits of ICA")
     assert "none of the variance" in SAE.doubts({"dead": 0.1, "explained": -1.0})[0]
     assert SAE.doubts({"dead": np.array([0.9, 0.7]), "explained": 0.5})[0].startswith("80% of the SAE latents")
