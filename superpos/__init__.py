@@ -31,6 +31,7 @@ What is measured:
 
 - `metrics`: all that `align` takes, `sp.metrics.names()`; `moments`, the sums over samples that most of them read.
 - `stats`, `reliability`: intervals, chance levels and comparisons; noise ceilings.
+- `rsa`: dissimilarity matrices, compared, with their noise ceiling.
 - `theory`: alignment predicted from arrangements alone.
 - `sparse_coding`, `probe`: controls that know the truth, an oracle and a supervised read-out.
 - `selectivity`: what single units stand for.
@@ -54,6 +55,7 @@ from superpos import (
     moments,
     probe,
     reliability,
+    rsa,
     sae,
     selectivity,
     sparse_coding,
@@ -97,6 +99,7 @@ __all__ = [
     "probe",
     "reads",
     "reliability",
+    "rsa",
     "sae",
     "score",
     "selectivity",

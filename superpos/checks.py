@@ -173,3 +173,41 @@ def check_live(name: str, array: np.ndarray, ids: ArrayLike, n_folds: int) -> No
 def no_live_unit(name: str, n_units: int) -> ValueError:
     """The error for a side whose every unit is constant in some fold."""
     return ValueError(f"{name} has no live unit: each of its {n_units} units is constant in some fold.")
+
+
+AXES = {  # names that an axis of repeated responses may have
+    "stimuli": ("stimulus", "stimuli", "stimulus_id", "image", "images", "sample", "samples", "presentation"),
+    "repeats": ("repeat", "repeats", "repetition", "repetitions", "trial", "trials"),
+    "units": ("unit", "units", "neuroid", "neuron", "neurons", "site", "sites", "voxel", "voxels", "channel", "channels"),
+}
+
+
+def repeated(responses: Any, name: str = "responses") -> Any:
+    """Repeated responses as an array `(n_stimuli, n_repeats, n_units)`.
+
+    Args:
+        responses: an array with its axes in this order, or a labelled one (xarray) with names out of `AXES`.
+        name: of the argument, for errors.
+
+    Raises:
+        ValueError: not three axes; infinity; more repeats than stimuli in an array without names, whose axes are more likely
+            swapped; or names that do not say which axis is which.
+    """
+    dims = getattr(responses, "dims", None)
+    if dims is not None:
+        order = [[dim for dim in dims if str(dim).lower() in names] for names in AXES.values()]
+        if len(dims) != 3 or any(len(found) != 1 for found in order):
+            raise ValueError(f"{name} must have an axis each of {', '.join(AXES)}, got axes named {', '.join(map(str, dims))}.")
+        responses = responses.transpose(*(found[0] for found in order)).values
+    if not isinstance(responses, jax.core.Tracer):
+        responses = np.asarray(responses)
+        if np.isinf(responses).any():
+            raise ValueError(f"{name} must be finite, or NaN where missing, got {np.isinf(responses).sum()} infinite.")
+    if responses.ndim != 3:
+        raise ValueError(f"{name} must be (n_stimuli, n_repeats, n_units), got {responses.shape}.")
+    if dims is None and responses.shape[1] > responses.shape[0]:
+        raise ValueError(
+            f"{name} must be (n_stimuli, n_repeats, n_units), got {responses.shape}: more repeats than stimuli. Are the "
+            "first two axes swapped? An xarray.DataArray with named dims is taken in any order."
+        )
+    return responses

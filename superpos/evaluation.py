@@ -210,7 +210,7 @@ def report(sums: Sums) -> Report:
     """What the sums say; NaN where there are no samples."""
     count = sums.samples.count[0]
     error, squares, product = sums.samples.y.mean[0]
-    density = sums.active / count
+    density = jnp.where(jnp.isnan(sums.mass), jnp.nan, sums.active / count)  # NaN latents are not active ones
     total = jnp.sum(sums.samples.x.squares)
     metrics = () if sums.recovery is None else (FeatureRecovery(), MeanCorrelation(), Uniqueness())
     return Report(

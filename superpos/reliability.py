@@ -15,6 +15,7 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Key
 
+from superpos.checks import repeated
 from superpos.metrics.base import Score, positive_integer, safe_divide, safe_sqrt
 
 
@@ -30,44 +31,6 @@ def spearman_brown(r: ArrayLike, factor: ArrayLike = 2.0) -> Array:
     return factor * r / (1 + (factor - 1) * r)
 
 
-AXES = {  # names that an axis of repeated responses may have
-    "stimuli": ("stimulus", "stimuli", "stimulus_id", "image", "images", "sample", "samples", "presentation"),
-    "repeats": ("repeat", "repeats", "repetition", "repetitions", "trial", "trials"),
-    "units": ("unit", "units", "neuroid", "neuron", "neurons", "site", "sites", "voxel", "voxels", "channel", "channels"),
-}
-
-
-def repeated(responses: Any, name: str = "responses") -> Any:
-    """Repeated responses as an array `(n_stimuli, n_repeats, n_units)`.
-
-    Args:
-        responses: an array with its axes in this order, or a labelled one (xarray) with names out of `AXES`.
-        name: of the argument, for errors.
-
-    Raises:
-        ValueError: not three axes; infinity; more repeats than stimuli in an array without names, whose axes are more likely
-            swapped; or names that do not say which axis is which.
-    """
-    dims = getattr(responses, "dims", None)
-    if dims is not None:
-        order = [[dim for dim in dims if str(dim).lower() in names] for names in AXES.values()]
-        if len(dims) != 3 or any(len(found) != 1 for found in order):
-            raise ValueError(f"{name} must have an axis each of {', '.join(AXES)}, got axes named {', '.join(map(str, dims))}.")
-        responses = responses.transpose(*(found[0] for found in order)).values
-    if not isinstance(responses, jax.core.Tracer):
-        responses = np.asarray(responses)
-        if np.isinf(responses).any():
-            raise ValueError(f"{name} must be finite, or NaN where missing, got {np.isinf(responses).sum()} infinite.")
-    if responses.ndim != 3:
-        raise ValueError(f"{name} must be (n_stimuli, n_repeats, n_units), got {responses.shape}.")
-    if dims is None and responses.shape[1] > responses.shape[0]:
-        raise ValueError(
-            f"{name} must be (n_stimuli, n_repeats, n_units), got {responses.shape}: more repeats than stimuli. Are the "
-            "first two axes swapped? An xarray.DataArray with named dims is taken in any order."
-        )
-    return responses
-
-
 def split_half(responses: Any, key: Key[Array, ""] | None = None, n_splits: int = 100) -> Float[Array, " units"]:
     """Reliability of each unit's mean response over repeats, from random halves of the repeats.
 
@@ -77,7 +40,8 @@ def split_half(responses: Any, key: Key[Array, ""] | None = None, n_splits: int 
     highest correlation with the mean response that a perfect model can be expected to reach.
 
     Args:
-        responses: `(n_stimuli, n_repeats, n_units)`, NaN where a repeat is missing; or with named axes, see `repeated`.
+        responses: `(n_stimuli, n_repeats, n_units)`, NaN where a repeat is missing; or with named axes, see
+            `superpos.checks.repeated`.
         key: draws the splits; by default `jax.random.key(0)`.
         n_splits: number of splits; static.
 
@@ -86,7 +50,7 @@ def split_half(responses: Any, key: Key[Array, ""] | None = None, n_splits: int 
         some splits has the mean of the others, and a warning says of how many splits.
 
     Raises:
-        ValueError: as in `repeated`; fewer than two repeats in all, or a stimulus with fewer than two repeats of a unit.
+        ValueError: as in `superpos.checks.repeated`; fewer than two repeats in all, or of one stimulus and unit.
 
     >>> signal = jax.random.normal(jax.random.key(0), (50, 2))
     >>> print(split_half(np.stack([signal, signal], axis=1), n_splits=5).round(3))  # without noise

@@ -63,11 +63,11 @@ def fista(
         error = linalg.matmul(arrangement.T, ahead) - units
         error = jnp.where(silent, jnp.maximum(error, 0), error)
         gradient = linalg.matmul(arrangement, error) + ridge * ahead + penalty
-        moved = jnp.clip(ahead - step * gradient, 0, upper)
+        moved = jnp.clip(ahead - step * gradient, 0, upper).astype(z.dtype)
         faster = (1 + jnp.sqrt(1 + 4 * t**2)) / 2
         return (moved, moved + (t - 1) / faster * (moved - z), faster), None
 
-    start = jnp.zeros((arrangement.shape[0], y.shape[0]), jnp.result_type(y, arrangement))
+    start = jnp.zeros((arrangement.shape[0], y.shape[0]), y.dtype)
     (z, _, _), _ = lax.scan(improve, (start, start, jnp.ones((), start.dtype)), length=steps)
     return z.T
 
@@ -140,13 +140,15 @@ def _largest_eigenvalue(gram: Float[Array, "units units"]) -> Float[Array, ""]:
         v = linalg.matmul(gram, v)
         return v / jnp.maximum(jnp.linalg.norm(v), 1e-30), None
 
-    v, _ = lax.scan(step, jnp.ones(gram.shape[0]) + 0.01 * jnp.arange(gram.shape[0]), length=100)
+    v, _ = lax.scan(step, 1 + 0.01 * jnp.arange(gram.shape[0], dtype=gram.dtype), length=100)
     return 1.02 * jnp.linalg.norm(linalg.matmul(gram, v))
 
 
 def _checked(y: ArrayLike, arrangement: ArrayLike) -> tuple[Array, Array]:
-    """Both as arrays of floats, if they fit."""
-    y, arrangement = (jnp.asarray(value, jnp.result_type(float, value)) for value in map(jnp.asarray, (y, arrangement)))
+    """Both as arrays of floats of one precision, float32 at least, if they fit."""
+    y, arrangement = jnp.asarray(y), jnp.asarray(arrangement)
+    dtype = jnp.promote_types(jnp.promote_types(y.dtype, arrangement.dtype), jnp.float32)
+    y, arrangement = y.astype(dtype), arrangement.astype(dtype)
     if y.ndim != 2 or arrangement.ndim != 2 or y.shape[1] != arrangement.shape[1]:
         raise ValueError(
             f"y must be (n_samples, n_units) and the arrangement (n_features, n_units), got {y.shape} and {arrangement.shape}."

@@ -38,6 +38,13 @@ class ToyModel:
     def __post_init__(self) -> None:
         if self.n_features < 1 or self.n_hidden < 1:
             raise ValueError(f"n_features and n_hidden must be at least 1, got {self.n_features} and {self.n_hidden}.")
+        shape = getattr(self.importance, "shape", ())
+        if (
+            isinstance(shape, tuple)
+            and shape not in ((), (self.n_features,))
+            and not isinstance(self.importance, jax.core.Tracer)
+        ):
+            raise ValueError(f"importance must be a number or ({self.n_features},), got {shape}.")
 
     def init(self, key: Key[Array, ""]) -> Params:
         """Xavier-normal W (not truncated), zero b."""

@@ -18,14 +18,16 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jaxtyping import Array, Key
 
 from superpos import results
+from superpos.metrics.base import positive_integer
 
 
 class Model(Protocol):
     """What `fit` trains: a toy model, a sparse autoencoder, or a user's own.
 
-    Two further methods are called where a model has them:
+    Three further methods are called where a model has them:
 
     - `calibrate(params, batch) -> params`: what the start takes from data, such as scales and medians; before the first step.
+    - `prepared(params) -> params`: what a caller's parameters need before they are trained on, such as precise counters.
     - `after_step(params, opt_state, aux, *, key, step) -> (params, opt_state)`: what gradients do not do, such as norm
       constraints, running thresholds and resampling; after each step. `aux` is that of the loss.
     """
@@ -75,18 +77,24 @@ def fit(
     >>> params["W"].shape, history["loss"].shape
     ((3, 2), (5,))
     """
-    for name, value in (("steps", steps), ("batch_size", batch_size)):
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}.")
+    positive_integer("steps", steps)
+    positive_integer("batch_size", batch_size)
     optimizer = optax.adam(1e-3) if optimizer is None else optimizer
     init_key, loss_key, spare_key = jax.random.split(key, 3)
     data_key = spare_key if data_key is None else data_key
-    if params is None:
-        params = start(model, init_key, lambda: sample(jax.random.fold_in(data_key, 2**32 - 1), batch_size))
+
+    def draw(i: Any) -> Any:
+        batch = sample(jax.random.fold_in(data_key, i), batch_size)
+        if any(jnp.shape(leaf)[:1] != (batch_size,) for leaf in jax.tree.leaves(batch)):
+            shapes = ", ".join(str(jnp.shape(leaf)) for leaf in jax.tree.leaves(batch))
+            raise ValueError(f"sample must give the {batch_size} samples that it is asked for, got shape {shapes}.")
+        return batch
+
+    params = start(model, init_key, lambda: draw(2**32 - 1)) if params is None else prepared(model, params)
     tick = loop(steps)
 
     def step(state: Any, i: Array) -> tuple[Any, dict[str, Array]]:
-        batch = sample(jax.random.fold_in(data_key, i), batch_size)
+        batch = draw(i)
         state, record = _update(model, optimizer, state, batch, jax.random.fold_in(loss_key, i), i)
         tick(i)
         return state, record
@@ -161,7 +169,7 @@ def fit_stream(
     given, init_key, loss_key = jax.device_put((params, *jax.random.split(key, 3)[:2]), whole)
 
     def begin(params: Any, key: Array, batch: Array) -> Any:
-        params = start(model, key, lambda: batch) if params is None else params
+        params = start(model, key, lambda: batch) if params is None else prepared(model, params)
         # Copies, because each step overwrites its state, and the caller's parameters are the caller's.
         return jax.tree.map(lambda leaf: jnp.array(leaf, leaf.dtype, copy=True), (params, optimizer.init(params)))
 
@@ -233,9 +241,8 @@ _FETCHED = 100  # steps whose records `fit_stream` fetches at once
 
 def _check_request(key: Any, batches: Any, steps: int, save_every: int, devices: Sequence[jax.Device]) -> None:
     """Refuses what `fit_stream` cannot be asked for, before a batch is drawn."""
-    for name, value in (("steps", steps), ("save_every", save_every)):
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}.")
+    positive_integer("steps", steps)
+    positive_integer("save_every", save_every)
     if isinstance(key, jax.core.Tracer):
         raise ValueError("sp.fit_stream feeds a compiled step from the host: call it outside of jit and vmap, or use sp.fit.")
     if getattr(batches, "ndim", 3) < 3:
@@ -249,9 +256,12 @@ def _draw(stream: Iterator[Any], number: int, steps: int, like: np.ndarray | Non
     values = next(stream, None)
     if values is None:
         raise ValueError(f"batches ended after {number} of {steps} steps.")
+    if np.ma.is_masked(values):
+        raise ValueError(f"batch {number} has masked entries: leave the samples that they are in out.")
     batch = np.array(values)  # a copy: an iterator may fill one array again while a device still reads it
-    if batch.ndim < 1 or batch.dtype.kind in "OUS":
-        raise ValueError(f"batches must give arrays of numbers with samples along the first axis, got {type(values).__name__}.")
+    if batch.ndim < 1 or batch.size == 0 or batch.dtype.kind in "OUSc":
+        got = f"{type(values).__name__} of {batch.dtype}{list(batch.shape)}"
+        raise ValueError(f"batches must give arrays of real numbers with samples along the first axis, got {got}.")
     if like is not None and (batch.shape, batch.dtype) != (like.shape, like.dtype):
         shapes = [f"{array.dtype}{list(array.shape)}" for array in (like, batch)]
         raise ValueError(f"batches must all be alike: the first is {shapes[0]}, batch {number} {shapes[1]}.")
@@ -264,6 +274,11 @@ def start(model: Model, key: Key[Array, ""], batch: Callable[[], Any]) -> Any:
     """The parameters that training starts from: `model.init`, calibrated on a batch where the model has a `calibrate`."""
     params = model.init(key)
     return model.calibrate(params, batch()) if hasattr(model, "calibrate") else params
+
+
+def prepared(model: Model, params: Any) -> Any:
+    """Parameters that a caller starts from, as the model's training takes them."""
+    return model.prepared(params) if hasattr(model, "prepared") else params
 
 
 Listener = Callable[[int], Callable[[Any], None]]

@@ -14,7 +14,7 @@ from sklearn.cross_decomposition import CCA as SklearnCCA
 
 import superpos as sp
 from superpos.linalg import polar
-from superpos.metrics.rsa import kendall_tau
+from superpos.rsa import kendall_tau
 
 
 @pytest.fixture(scope="module")

@@ -160,7 +160,11 @@ def test_gradients_are_those_of_finite_differences():
     with jax.enable_x64(True):
         scores = jax.jit(lambda x, y: [s.mean for s in sp.align(x, y, SMOOTH, folds=np.arange(90) % 3).values()])
         gradient = jax.jit(jax.jacrev(scores, (0, 1)))
-        gradients, of_equal, of_constant = gradient(x, y), gradient(x, x), gradient(np.where(np.arange(90)[:, None] < 12, 1.0, x), y)
+        gradients, of_equal, of_constant = (
+            gradient(x, y),
+            gradient(x, x),
+            gradient(np.where(np.arange(90)[:, None] < 12, 1.0, x), y),
+        )
         ends = [scores(*(v + sign * 1e-5 * move for v, move in zip((x, y), moves, strict=True))) for sign in (1, -1)]
     for metric, gradient, after, before in zip(SMOOTH, gradients, *ends, strict=True):
         assert all(np.isfinite(of_side).all() for of_side in gradient), metric.name

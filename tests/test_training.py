@@ -107,5 +107,5 @@ def test_batches_and_loss_draw_from_different_keys():
 
 @pytest.mark.parametrize("name", ["steps", "batch_size"])
 def test_bad_settings(name):
-    with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
+    with pytest.raises(ValueError, match=f"{name} must be an integer of at least 1, got 0"):
         sp.fit(TOY, jax.random.key(0), FEATURES.sample, **{"steps": 1, "batch_size": 1, name: 0})

@@ -11,11 +11,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import xarray
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, Key
 
 from superpos import folds, reliability
+from superpos.checks import repeated
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
@@ -334,8 +334,10 @@ class Recording:
             )
 
 
-def _named(repeats: Any) -> xarray.DataArray:
+def _named(repeats: Any) -> Any:
     """Repeats whose axes are known, however many there are of each."""
+    import xarray
+
     return xarray.DataArray(repeats, dims=("stimuli", "repeats", "units"))
 
 
@@ -348,20 +350,20 @@ def ncsnr(repeats: Any) -> Float[Array, " units"]:
 
     Args:
         repeats: `(n_stimuli, n_repeats, n_units)`, NaN where one is missing, or with named axes: see
-            `superpos.reliability.repeated`. Stimuli with fewer than two of a unit tell nothing about the noise, and count for
+            `superpos.checks.repeated`. Stimuli with fewer than two of a unit tell nothing about the noise, and count for
             the variance of all trials only.
 
     Returns:
         `(n_units,)`; infinite without noise, NaN for constant units and where no stimulus has two repeats.
 
     Raises:
-        ValueError: as `superpos.reliability.repeated` does.
+        ValueError: as `superpos.checks.repeated` does.
 
     >>> repeats = jnp.array([[[1.0], [3.0]], [[-3.0], [-1.0]]])  # two stimuli, two repeats, one unit
     >>> print(np.asarray(ncsnr(repeats)).round(3))
     [1.528]
     """
-    return _ncsnr(jnp.asarray(reliability.repeated(repeats, "repeats")))
+    return _ncsnr(jnp.asarray(repeated(repeats, "repeats")))
 
 
 @jax.jit

@@ -113,7 +113,7 @@ def centroids(x: Float[Array, "n units"], count: int, steps: int = 10) -> Float[
     def move(_: Any, points: Array) -> Array:
         nearest = jnp.argmin(jnp.sum(points**2, axis=1) - 2 * x @ points.T, axis=1)
         members = nearest[:, None] == jnp.arange(count)
-        sizes = jnp.sum(members, axis=0)[:, None]
+        sizes = jnp.sum(members, axis=0, dtype=x.dtype)[:, None]
         return jnp.where(sizes > 0, members.T.astype(x.dtype) @ x / jnp.maximum(sizes, 1), points)
 
     return lax.fori_loop(0, steps, move, first)

@@ -61,9 +61,13 @@ class SparseAutoencoder(WarmUp, Revival, Inputs, Encoder):
     rectified: bool = dataclasses.field(default=False, metadata=STATIC)
 
     ladder: ClassVar[tuple[str, tuple[float, float, float]]]
+    # Counters, scales and thresholds: in half precision they would stop where a step is below their last digit.
+    precise: ClassVar[frozenset[str]] = frozenset({"silent_for", "scale", "threshold", "log_threshold"})
 
     def __post_init__(self) -> None:
         check(self)
+        if self.normalize == "layer_norm" and self.n_inputs < 2:
+            raise ValueError("normalize takes layer_norm for at least 2 inputs, got 1, which has no deviation.")
         if self.dead_k is not None and not 1 <= self.dead_k <= self.n_latents:
             raise ValueError(f"dead_k must be between 1 and n_latents = {self.n_latents}, or None, got {self.dead_k}.")
 
@@ -90,13 +94,25 @@ class SparseAutoencoder(WarmUp, Revival, Inputs, Encoder):
         """The start with what it takes from data: the scale of the inputs, and b_dec."""
         return self._calibrated(params, x)
 
-    def encode(self, params: Params, x: Float[Array, "n inputs"]) -> Float[Array, "n latents"]:
-        """Inputs to latents.
+    def prepared(self, params: Params) -> Params:
+        """Parameters as training takes them: in any precision, with counters, scales and thresholds in float32 at least.
 
         Raises:
-            ValueError: inputs of another shape, or the params of another model, or of several.
+            ValueError: parameters in float16, in which optimizers divide by an epsilon that is 0.
         """
-        return self._infer(params, self._columns(params, x)[0]).T
+        if params["b_dec"].dtype == jnp.float16:
+            raise ValueError("params are float16, in which Adam's epsilon of 1e-8 is 0: train in bfloat16 or float32.")
+        precise = lambda value: jnp.asarray(value, jnp.promote_types(value.dtype, jnp.float32))  # noqa: E731
+        return {name: precise(value) if name in self.precise else value for name, value in params.items()}
+
+    def encode(self, params: Params, x: Float[Array, "n inputs"]) -> Float[Array, "n latents"]:
+        """Inputs to latents; those of a sample that holds NaN or infinity are NaN, where it is traced.
+
+        Raises:
+            ValueError: inputs of another shape, or that hold NaN or infinity; the params of another model, or of several.
+        """
+        h = self._infer(params, self._columns(params, x)[0]).T
+        return jnp.where(jnp.all(jnp.isfinite(x), axis=1, keepdims=True), h, jnp.nan)
 
     def decode(
         self, params: Params, h: Float[Array, "n latents"], x: Float[Array, "n inputs"] | None = None
@@ -129,14 +145,15 @@ class SparseAutoencoder(WarmUp, Revival, Inputs, Encoder):
         x, _ = self._columns(params, x)
         code = self._code(params, x, step)
         active = jnp.sum(code.h > 0, axis=1, dtype=jnp.float32)  # samples, of each latent
-        silent_for = jnp.where(active > 0, 0.0, lax.stop_gradient(params["silent_for"]) + 1)
+        before = lax.stop_gradient(params["silent_for"])
+        silent_for = jnp.where(active > 0, 0, before.astype(jnp.promote_types(before.dtype, jnp.float32)) + 1)
         dead = silent_for >= self.dead_after
         mse, residual, revive = self._errors(params, x, code, dead)
         scale = {"scale": params["scale"]} if self.normalize == "scale" else {}
         aux: dict[str, Any] = {
             "mse": mse,
             "l0": jnp.sum(active) / x.shape[1],
-            "dead": jnp.mean(dead, dtype=x.dtype),
+            "dead": jnp.mean(dead, dtype=jnp.float32),
             "buffers": {"silent_for": silent_for, **scale, **code.buffers},
         }
         if self.dead == "resample":
@@ -167,7 +184,7 @@ class SparseAutoencoder(WarmUp, Revival, Inputs, Encoder):
     def _buffers(self) -> Params:
         """Parameters that no gradient learns, at the start."""
         scale = {"scale": jnp.ones(())} if self.normalize == "scale" else {}
-        return {"silent_for": jnp.zeros(self.n_latents), **scale}
+        return {"silent_for": jnp.zeros(self.n_latents, jnp.float32), **scale}
 
     def _errors(self, params: Params, x: Array, code: Code, dead: Bool[Array, " latents"]) -> tuple[Array, Array, Array]:
         """Mean squared error, residuals `(n_inputs, n)`, and what dead latents add to the loss."""

@@ -40,16 +40,17 @@ class BatchTopK(TopK):
         return {**params, "threshold": self._code(params, self._columns(params, x)[0], 0).buffers["threshold"]}
 
     def _buffers(self) -> Params:
-        return {**super()._buffers(), "threshold": jnp.zeros(())}
+        return {**super()._buffers(), "threshold": jnp.zeros((), jnp.float32)}
 
     def _code(self, params: Params, x: Array, step: ArrayLike) -> Code:
         pre = self._pre(params, x)
         mask = largest_mask(lax.stop_gradient(pre), warm_k(self, step) * x.shape[1])
         h = jnp.where(mask, pre, 0)
-        smallest = jnp.min(jnp.where(mask, lax.stop_gradient(pre), jnp.inf))
         old = lax.stop_gradient(params["threshold"])
-        rate = jnp.where(step == 0, 1.0, jnp.where(jnp.isfinite(smallest), _RATE, 0.0))
-        threshold = old + rate * (jnp.where(jnp.isfinite(smallest), smallest, old) - old)
+        old = old.astype(jnp.promote_types(old.dtype, jnp.float32))
+        smallest = jnp.min(jnp.where(mask, lax.stop_gradient(pre), jnp.inf)).astype(old.dtype)
+        rate = jnp.where(old == 0, 1, _RATE)  # 0 is where it starts, and the mean begins
+        threshold = jnp.where(jnp.isfinite(smallest), old + rate * (smallest - old), old)
         return Code(pre, h, buffers={"threshold": threshold})
 
     def _infer(self, params: Params, x: Array) -> Array:
@@ -65,7 +66,7 @@ def largest_mask(x: Float[Array, "units n"], count: ArrayLike) -> Bool[Array, "u
 
     Bisects on the bits of the numbers, which sort as positive numbers do.
     """
-    bits = lax.bitcast_convert_type(jnp.maximum(x, 0), jnp.int64 if x.dtype.itemsize == 8 else jnp.int32)
+    bits = lax.bitcast_convert_type(jnp.maximum(x, 0), {2: jnp.int16, 4: jnp.int32, 8: jnp.int64}[x.dtype.itemsize])
     zero = jnp.zeros((), bits.dtype)
 
     # At least `count` entries lie above low, at most as many above high.

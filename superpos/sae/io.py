@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import uuid
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +126,8 @@ def load(path: str | os.PathLike, *, scaling_factor: float | None = None) -> tup
         tensors = flax.load_file(path / _WEIGHTS)
     except SafetensorError as error:
         raise ValueError(f"{path / _WEIGHTS} is no safetensors file ({error}).") from error
+    if "float64" in str(config.get("dtype")) and jnp.asarray(0.0).dtype != jnp.float64:
+        warnings.warn(f"{path} holds float64, and is read as float32: enable x64 to keep its digits.", stacklevel=2)
     if "superpos" in config:
         normalization = "none"
     else:

@@ -45,7 +45,7 @@ class JumpReLU(SparseAutoencoder):
 
     def init(self, key: Key[Array, ""]) -> Params:
         """As all start, with equal thresholds."""
-        return {**super().init(key), "log_threshold": jnp.full(self.n_latents, jnp.log(self.start))}
+        return {**super().init(key), "log_threshold": jnp.full(self.n_latents, jnp.log(self.start), jnp.float32)}
 
     def _code(self, params: Params, x: Array, step_number: ArrayLike) -> Code:
         pre = self._pre(params, x)
@@ -58,16 +58,17 @@ class JumpReLU(SparseAutoencoder):
 def step(x: Float[Array, "units n"], threshold: Float[Array, "units 1"], bandwidth: ArrayLike) -> Float[Array, "units n"]:
     """H(x - θ); its derivative by θ is taken to be -K((x - θ) / ε) / ε with a rectangle K of width 1, that by x is 0."""
     x = lax.stop_gradient(x)
-    return (x > threshold) + _through(threshold, -_kernel(x, threshold, bandwidth) / bandwidth)
+    return (x > threshold).astype(x.dtype) + _through(threshold, -_kernel(x, threshold, bandwidth) / bandwidth)
 
 
 def jump(x: Float[Array, "units n"], threshold: Float[Array, "units 1"], bandwidth: ArrayLike) -> Float[Array, "units n"]:
     """x H(x - θ); its derivative by θ is taken to be -θ K((x - θ) / ε) / ε, that by x is H(x - θ)."""
-    return jnp.where(x > threshold, x, 0) + _through(threshold, -threshold * _kernel(x, threshold, bandwidth) / bandwidth)
+    slope = _through(threshold, -threshold * _kernel(x, threshold, bandwidth) / bandwidth)
+    return (jnp.where(x > threshold, x, 0) + slope).astype(x.dtype)
 
 
 def _kernel(x: Array, threshold: Array, bandwidth: ArrayLike) -> Array:
-    return (jnp.abs(x - threshold) < bandwidth / 2).astype(x.dtype)
+    return (jnp.abs(x - threshold) < bandwidth / 2).astype(threshold.dtype)
 
 
 def _through(value: Array, slope: Array) -> Array:

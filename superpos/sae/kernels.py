@@ -146,15 +146,19 @@ def _fold(combine: Any, rows: Array) -> Array:
     return combine.reduce(rows, axis=0)
 
 
-def geometric_median(x: Float[Array, "n units"], steps: int = 20) -> Float[Array, " units"]:
-    """The point with the least sum of distances to all samples, by Weiszfeld's iteration.
+def geometric_median(x: Float[Array, "n units"], steps: int = 500) -> Float[Array, " units"]:
+    """The point with the least sum of distances to all samples, by Weiszfeld's iteration, until it rests or `steps` are over.
 
     Less drawn to outliers than the mean. Source: Weiszfeld 1937.
     """
 
-    def move(_: Any, median: Array) -> Array:
+    def move(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        median, _, i = state
         distance = jnp.linalg.norm(x - median, axis=1, keepdims=True)
-        weights = 1 / jnp.maximum(distance, 1e-6 * jnp.mean(distance) + 1e-12)
-        return jnp.sum(weights * x, axis=0) / jnp.sum(weights)
+        size = jnp.mean(distance)
+        weights = 1 / jnp.maximum(distance, 1e-6 * size + 1e-12)
+        moved = jnp.sum(weights * x, axis=0) / jnp.sum(weights)
+        return moved, jnp.linalg.norm(moved - median) > 1e-5 * size, i + 1
 
-    return lax.fori_loop(0, steps, move, jnp.mean(x, axis=0))
+    going = lambda state: state[1] & (state[2] < steps)  # noqa: E731
+    return lax.while_loop(going, move, (jnp.mean(x, axis=0), jnp.array(True), jnp.int32(0)))[0]

@@ -67,5 +67,6 @@ class NonNegative(SparseAutoencoder):
     def _code(self, params: Params, x: Array, step: ArrayLike) -> Code:
         decoder = lax.stop_gradient(params["W_dec"])
         l1 = self._warm(step) * self.l1
-        h = lax.stop_gradient(sparse_coding.fista(x.T, decoder, l1, rectified=self.rectified, steps=self.steps).T)
+        code = sparse_coding.fista(x.T, decoder, l1, rectified=self.rectified, steps=self.steps)
+        h = lax.stop_gradient(code.T).astype(x.dtype)
         return Code(h, h, buffers={"b_dec": jnp.zeros_like(params["b_dec"])})

@@ -7,7 +7,9 @@ import dataclasses
 import numbers
 from typing import Any, ClassVar
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
@@ -27,18 +29,26 @@ def choice(*choices: Any, default: Any = None) -> Any:
     return dataclasses.field(default=choices[0] if default is None else default, metadata={**STATIC, "choices": choices})
 
 
+def is_number(value: Any) -> bool:
+    """Whether a value is one number that is known: a plain one, NumPy's, or JAX's where it is not traced."""
+    known = isinstance(value, numbers.Number | np.ndarray | jax.Array) and not isinstance(value, jax.core.Tracer)
+    return known and np.ndim(value) == 0
+
+
 def check(model: Any) -> None:
     """Raises ValueError where a field of a model is not what it was declared to take."""
     for field in dataclasses.fields(model):
         name, value, takes = field.name, getattr(model, field.name), field.metadata
-        if "whole" in takes and (not isinstance(value, numbers.Integral) or value < 1):
+        if "static" in takes and isinstance(value, jax.core.Tracer):
+            raise ValueError(f"{name} of {type(model).__name__} sets shapes or branches: it must be a plain value, not traced.")
+        if "whole" in takes and (not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < 1):
             raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}.")
         if "choices" in takes and value not in takes["choices"]:
             listed = ", ".join(map(str, takes["choices"]))
             raise ValueError(f"{name} of {type(model).__name__} takes {listed}, got {value!r}.")
-        if "above_zero" in takes and isinstance(value, int | float):
+        if "above_zero" in takes and is_number(value):
             above = takes["above_zero"]
-            if not (value > 0 or (value == 0 and not above)):
+            if not (float(value) > 0 or (float(value) == 0 and not above)):
                 raise ValueError(f"{name} must be {'above' if above else 'at least'} 0, got {value}.")
 
 
@@ -119,7 +129,7 @@ class Inputs(Sizes):
         if self.normalize == "scale":
             distance = jnp.mean((x - geometric_median(x)) ** 2) ** 0.5
             varied = distance > 1e-5 * jnp.mean(x**2) ** 0.5  # else there is nothing but rounding errors to scale by
-            params = {**params, "scale": jnp.where(varied, distance, 1.0).astype(dtype)}
+            params = {**params, "scale": jnp.where(varied, distance, 1)}
         if self.bias == "median":
             params = {**params, "b_dec": geometric_median(self._normalized(params, x.T)[0].T).astype(dtype)}
         return params
@@ -134,17 +144,17 @@ class Inputs(Sizes):
 
     def _normalized(self, params: Params, x: Array) -> tuple[Array, tuple[Array, Array] | None]:
         if self.normalize == "scale":
-            return x / lax.stop_gradient(params["scale"]), None
+            return (x / lax.stop_gradient(params["scale"])).astype(x.dtype), None
         if self.normalize == "layer_norm":
             mean = jnp.mean(x, axis=0)
-            deviation = jnp.std(x, axis=0, ddof=1)
-            return (x - mean) / (deviation + 1e-5), (mean[None], deviation[None])
+            deviation = jnp.std(x, axis=0, ddof=1) + 1e-5
+            return (x - mean) / deviation, (mean[None], deviation[None])
         return x, None
 
     def _undone(self, params: Params, y: Array, x: Any) -> Array:
         """Reconstructions of normalised inputs as those of inputs; with layer_norm these must be given."""
         if self.normalize == "scale":
-            return y * params["scale"]
+            return (y * params["scale"]).astype(y.dtype)
         if self.normalize == "layer_norm" and x is not None:
             undo = self._columns(params, x)[1]
             assert undo is not None
@@ -155,6 +165,9 @@ class Inputs(Sizes):
     def _checked(self, x: Any) -> Any:
         if jnp.ndim(x) != 2 or jnp.shape(x)[1] != self.n_inputs:
             raise ValueError(f"inputs must be (n, {self.n_inputs}), got {jnp.shape(x)}.")
+        wrong = jnp.sum(~jnp.isfinite(x))
+        if not isinstance(wrong, jax.core.Tracer) and wrong > 0:
+            raise ValueError(f"inputs must be finite, got {int(wrong)} NaN or infinite values.")
         return x
 
 
@@ -174,7 +187,7 @@ class WarmUp:
     @property
     def _warms(self) -> bool:
         """Whether sparsity may differ from step to step."""
-        return not (isinstance(self.sparsity_warmup, int) and self.sparsity_warmup == 0)
+        return not is_number(self.sparsity_warmup) or float(self.sparsity_warmup) != 0  # type: ignore[arg-type]
 
     def _warm(self, step: ArrayLike) -> ArrayLike:
         """The sparsity of a step, as a factor of what it is in the end."""

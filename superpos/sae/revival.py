@@ -72,8 +72,9 @@ class Revival(Decoder):
     ) -> tuple[Params, Any]:
         """Parameters and state of the optimizer, resampled if that is due; what has one number a latent is as in `init`."""
         due = (jnp.asarray(step) + 1) % self.resample_every == 0
-        fresh = {name: value for name, value in init(key).items() if name in self.of_latents}
-        return lax.cond(due, _resample, lambda p, o, *_: (p, o), params, opt_state, aux, self.dead_after, fresh, key)
+        fresh_key, draw_key = jax.random.split(key)
+        fresh = {name: value for name, value in init(fresh_key).items() if name in self.of_latents}
+        return lax.cond(due, _resample, lambda p, o, *_: (p, o), params, opt_state, aux, self.dead_after, fresh, draw_key)
 
 
 def _resample(
@@ -94,10 +95,12 @@ def _resample(
         alive = jnp.sum(jnp.where(dead, 0, norms)) / jnp.maximum(jnp.sum(~dead), 1)
         new["W_enc"] = 0.2 * jnp.where(jnp.any(~dead), alive, 1.0) * directions.T
 
-    def reset(old: Params, values: Callable[[str, Array], Array]) -> Params:
+    def reset(old: dict[str, Any], values: Callable[[str, Array], Array]) -> dict[str, Any]:
         """The values, where a latent is dead; a matrix has latents along the axis that W_enc or W_dec has."""
         return {
-            name: jnp.where(dead[:, None] if name == "W_dec" else dead, values(name, leaf), leaf) if name in new else leaf
+            name: jnp.where(dead[:, None] if name == "W_dec" else dead, values(name, leaf), leaf).astype(leaf.dtype)
+            if name in new and hasattr(leaf, "dtype")
+            else leaf
             for name, leaf in old.items()
         }
 
@@ -105,7 +108,15 @@ def _resample(
         return isinstance(node, dict) and node.keys() == params.keys()
 
     def forget(node: Any) -> Any:
-        return reset(node, lambda _, leaf: jnp.zeros_like(leaf)) if is_moment(node) else node
+        if not is_moment(node):
+            return node
+        for name, leaf in node.items():  # what an optimizer masks has no shape
+            if name in new and hasattr(leaf, "dtype") and jnp.shape(leaf) != params[name].shape:
+                raise ValueError(
+                    f"optimizer keeps {jnp.shape(leaf)} for {name} {params[name].shape}, and resampling cannot tell what is of "
+                    "a latent: take one whose moments have the shape of the parameters, such as Adam, or another dead=."
+                )
+        return reset(node, lambda _, leaf: jnp.zeros_like(leaf))
 
     opt_state = jax.tree.map(forget, opt_state, is_leaf=is_moment)
     return reset(params, lambda name, _: new[name]), opt_state

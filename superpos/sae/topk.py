@@ -12,7 +12,7 @@ from jaxtyping import Array
 
 from superpos.sae.base import Code, SparseAutoencoder, register
 from superpos.sae.kernels import is_sparse, top_k_mask
-from superpos.sae.options import Params
+from superpos.sae.options import Params, is_number
 
 # Options of the code published with Longon, Klindt & Khosla (arXiv 2510.03186).
 PUBLISHED: dict[str, Any] = {
@@ -66,13 +66,17 @@ class TopK(SparseAutoencoder):
 
 
 def checked_k(k: Any, n_latents: int) -> Any:
-    """k, a plain int unless it is an array, which cannot be checked where it is traced."""
-    plain: Any = isinstance(k, numbers.Number | str)
-    if not plain:
+    """k, a plain int unless it is traced, and then a whole number, which cannot be checked."""
+    if isinstance(k, jax.core.Tracer):
+        return k if jnp.issubdtype(k.dtype, jnp.integer) else jnp.round(k).astype(jnp.int32)
+    if is_number(k) and not isinstance(k, numbers.Number):
+        k = k.item()
+    if not isinstance(k, numbers.Number | str):  # what trees of other things hold in its place
         return k
-    if isinstance(k, str | bool | complex) or k != k // 1 or not 1 <= k <= n_latents:
+    number: Any = k
+    if isinstance(k, str | bool | complex) or number != number // 1 or not 1 <= number <= n_latents:
         raise ValueError(f"k must be a whole number between 1 and n_latents = {n_latents}, got {k!r}.")
-    return int(k)
+    return int(number)
 
 
 def warm_k(sae: Any, step: ArrayLike) -> Any:
