@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from superpos import arrangements, brain, data
 from superpos import folds as folds_lib
+from superpos.checks import as_array, check_range, labels_of
 from superpos.images import Images
 from superpos.linalg import matmul
 from superpos.results import did_you_mean
@@ -309,7 +310,7 @@ def _read(name: str, side: Side, value: Any) -> _Source:
         except (ValueError, OSError) as error:
             raise ValueError(f"{name}: {error}") from error
     where = path or name
-    value = value if hasattr(value, "ndim") else np.asarray(value)
+    given, value = value, value if path else as_array(value, name)
     if 0 in value.shape:
         raise ValueError(f"{name} must not be empty, got shape {tuple(value.shape)}.")
     try:
@@ -324,8 +325,12 @@ def _read(name: str, side: Side, value: Any) -> _Source:
         raise ValueError(
             f"{name} must be finite, but {where} holds {array.size - np.isfinite(array).sum()} NaN or infinite values."
         )
-    names = side.names if value is side.x or path == _path(side.x) else None
-    hashes: Any = side.hashes if value is side.x or path == _path(side.x) else None
+    flat_units = array.reshape(-1, array.shape[-1])
+    check_range(name, flat_units.min(axis=0), flat_units.max(axis=0))
+    names = side.names if given is side.x or path == _path(side.x) else None
+    if names is None and path is None and (labels := labels_of(given)) and len(set(labels)) == len(labels):
+        names = labels
+    hashes: Any = side.hashes if given is side.x or path == _path(side.x) else None
     position = None
     if told is not None:
         names = told["images"] if names is None else names

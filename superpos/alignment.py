@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -63,11 +64,22 @@ def align(
     scores: dict[str, Score] = {}
     for some, x, y, means in in_precision(source, target, resolved):
         x, y, ids, count, largest = check(x, y, folds, n_folds, key, groups)
+        _warn_of_small_folds(ids, some)
         scores |= _align(x, y, ids, some, count, largest)
         for details in (scores[metric.name].details for metric in some):
             if means is not None and "intercept" in details:
                 details["intercept"] += means[1] - matmul(means[0], details["weights"])
     return {metric.name: scores[metric.name] for metric in resolved}
+
+
+def _warn_of_small_folds(ids: Array, metrics: tuple[Metric, ...]) -> None:
+    if not is_concrete(ids):
+        return
+    smallest = int(np.bincount(np.asarray(ids)[np.asarray(ids) >= 0]).min())
+    for metric in metrics:
+        if smallest < metric.least:
+            message = f"{metric.name} needs {metric.least} samples in each fold, and is NaN: the smallest has {smallest}."
+            warnings.warn(message, RuntimeWarning, stacklevel=3)
 
 
 def in_precision(source: Any, target: Any, metrics: tuple[Metric, ...]) -> list[tuple[tuple[Metric, ...], Any, Any, Any]]:

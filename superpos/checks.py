@@ -199,8 +199,8 @@ def repeated(responses: Any, name: str = "responses") -> Any:
         if len(dims) != 3 or any(len(found) != 1 for found in order):
             raise ValueError(f"{name} must have an axis each of {', '.join(AXES)}, got axes named {', '.join(map(str, dims))}.")
         responses = responses.transpose(*(found[0] for found in order)).values
+    responses = as_array(responses, name)
     if not isinstance(responses, jax.core.Tracer):
-        responses = np.asarray(responses)
         if np.isinf(responses).any():
             raise ValueError(f"{name} must be finite, or NaN where missing, got {np.isinf(responses).sum()} infinite.")
     if responses.ndim != 3:

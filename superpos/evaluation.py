@@ -14,6 +14,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
 from superpos import arrangements, moments, transport
+from superpos.checks import as_array
 from superpos.linalg import matmul
 from superpos.metrics import FeatureRecovery, MeanCorrelation, Score, Uniqueness
 from superpos.metrics.base import positive_integer
@@ -91,7 +92,7 @@ def evaluate(
     ValueError: x must be (n_samples, 2), at least 1 sample, got (5, 3).
     """
     positive_integer("batch_size", batch_size)
-    x, z = jnp.asarray(x), None if z is None else jnp.asarray(z)
+    x, z = jnp.asarray(as_array(x, "x")), None if z is None else jnp.asarray(as_array(z, "z"))
     if x.ndim != 2 or x.shape[1] != sae.n_inputs or len(x) < 1:
         raise ValueError(f"x must be (n_samples, {sae.n_inputs}), at least 1 sample, got {x.shape}.")
     if z is not None and (z.ndim != 2 or len(z) != len(x)):
@@ -301,7 +302,7 @@ def stability(a: Float[Array, "latents_a inputs"], b: Float[Array, "latents_b in
 
 def _cosines(name_a: str, a: Any, name_b: str, b: Any) -> tuple[Array, Array, Array]:
     """Cosines between the rows of two matrices, and which rows are not 0."""
-    a, b = jnp.asarray(a), jnp.asarray(b)
+    a, b = (jnp.asarray(value, jnp.promote_types(jnp.asarray(value).dtype, jnp.float32)) for value in (a, b))
     if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1]:
         raise ValueError(f"{name_a} and {name_b} must be matrices with as many inputs, got {a.shape} and {b.shape}.")
     return matmul(arrangements.directions(a), arrangements.directions(b).T), jnp.any(a != 0, axis=1), jnp.any(b != 0, axis=1)

@@ -18,6 +18,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, Key
 
 from superpos import alignment, stats
+from superpos.checks import as_array
 from superpos.folds import split_stratified
 from superpos.linalg import matmul
 from superpos.metrics import Ridge
@@ -59,7 +60,7 @@ def d_prime(
     [[-2.121  0.   ]
      [ 2.121  0.   ]]
     """
-    units = jnp.asarray(units)
+    units = jnp.asarray(as_array(units, "units"))
     given = labels if isinstance(labels, jax.core.Tracer) else np.asarray(labels)
     if units.ndim != 2 or given.shape != units.shape[:1]:
         raise ValueError(
@@ -400,7 +401,7 @@ def top(units: Float[Array, "samples units"], n: int, groups: ArrayLike | None =
     >>> top(units, 2).tolist(), top(units, 2, groups=jnp.array([0, 1, 1, 2])).tolist()
     ([[1, 2]], [[1, 3]])
     """
-    units = jnp.asarray(units)
+    units = jnp.asarray(as_array(units, "units"))
     positive_integer("n", n)
     if units.ndim != 2 or (groups is not None and jnp.shape(groups) != units.shape[:1]):
         got = f"{units.shape}" + ("" if groups is None else f" and {jnp.shape(groups)}")

@@ -80,7 +80,8 @@ def test_collinear_patterns(sign):
 def test_debiased_cka_is_bounded_and_nan_without_four_samples():
     of = lambda x, y, folds: float(sp.align(x, y, "debiased_cka", folds=folds)["debiased_cka"].mean)  # noqa: E731
     assert of(np.eye(12), np.eye(12), None) == 0  # all equally far apart
-    assert np.isnan(of(X[:9], Y[:9], 3))
+    with pytest.warns(RuntimeWarning, match="debiased_cka needs 4 samples in each fold, and is NaN: the smallest has 3"):
+        assert np.isnan(of(X[:9], Y[:9], 3))
     for seed in range(20):
         x, y = np.random.default_rng(seed).normal(size=(2, 5, 30))
         assert -1 <= of(x, y, None) <= 1
@@ -168,9 +169,35 @@ def test_containers_that_would_be_read_for_something_else_are_refused():
             sp.align(value, pandas.DataFrame(Y, index=labels), "cka")
 
 
+def test_a_comparison_reads_containers_too():
+    pandas = pytest.importorskip("pandas")
+    labels = [f"image {i}" for i in range(N)]
+    settings = {"comparisons": ("neuron->neuron",), "metrics": "semi_match", "n_blocks": None, "split": 0}
+    order = np.random.default_rng(0).permutation(N)
+    frames = pandas.DataFrame(X, index=labels), pandas.DataFrame(Y, index=labels).iloc[order]
+    by_label, plain = (sp.compare(*sides, **settings).summary()[0]["mean"] for sides in (frames, (X, Y)))
+    assert by_label == pytest.approx(plain, abs=1e-5)  # samples are paired by their labels
+    for value, message in (
+        (np.ma.masked_array(X, X > 2), "source must not have masked entries"),
+        (scipy.sparse.csr_array(X), "source must be a dense array"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            sp.compare(value, Y, **settings)
+    with pytest.warns(RuntimeWarning, match="source has 4 units whose variation float32 holds"):
+        sp.compare(X + 1e6, Y, **settings)
+
+
+@pytest.mark.parametrize(
+    "read", [lambda x: sp.selectivity.d_prime(x, np.arange(N) % 2, 2), lambda x: sp.reliability.split_half(x[:, None])]
+)
+def test_other_functions_refuse_masks(read):
+    with pytest.raises(ValueError, match="must not have masked entries"):
+        read(np.ma.masked_array(X, X > 2))
+
+
 def test_nearly_nothing():
     """A unit that varies by next to nothing, one unit a side, and as few samples as there can be."""
-    faint = np.c_[X, 2e-8 * np.random.default_rng(3).normal(size=N)]
+    faint = np.c_[X, 7e-9 * np.random.default_rng(3).normal(size=N)]
     for name in ("ridge", "cka", "procrustes", "soft_match", "rsa"):
         score = float(sp.align(faint, Y, name)[name].mean)
         assert np.isfinite(score), name

@@ -97,8 +97,22 @@ def small_study():
 
 
 @pytest.fixture(scope="module")
-def study(conduct):
-    return conduct(toy_alignment, small_study())
+def swept(conduct):
+    """The study, and what its calls of `sp.sweep` returned."""
+    found, sweep = [], sp.sweep
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sp, "sweep", lambda *args, **settings: found.append(sweep(*args, **settings)) or found[-1])
+        return conduct(toy_alignment, small_study()), found
+
+
+@pytest.fixture(scope="module")
+def study(swept):
+    return swept[0]
+
+
+def test_the_study_is_one_program(swept):
+    """Training of all views, and scoring of all pairs, of all seeds."""
+    assert [found.programs for found in swept[1]] == [1]
 
 
 def test_study_writes_what_the_contract_says(study):

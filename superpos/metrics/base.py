@@ -87,6 +87,7 @@ class Metric(abc.ABC):
     wide: ClassVar[bool] = False  # takes `Samples` too, where there are fewer of them than source units
     centres: ClassVar[bool] = True  # adding a constant to a unit changes nothing
     differentiable: ClassVar[bool] = True  # almost everywhere, with a gradient that is not always 0
+    least: ClassVar[int] = 1  # samples in a fold: with fewer the score is NaN, and `sp.align` says so
     second_pass: ClassVar[bool] = False  # has a `polish`, and is evaluated on samples, where they are at hand
 
     def fit(self, evidence: Any) -> Any:

@@ -63,6 +63,11 @@ class CKA(Metric):
     rotates: ClassVar[frozenset[str]] = _BOTH
 
     @property
+    def least(self) -> int:  # type: ignore[override]
+        """Samples that a fold must have."""
+        return 4 if self.debiased else 1
+
+    @property
     def reads(self) -> frozenset[str]:  # type: ignore[override]
         """The moments that it reads."""
         return frozenset({"xx", "xy", "yy"} | ({"norms"} if self.debiased else set()))
