@@ -200,9 +200,8 @@ def repeated(responses: Any, name: str = "responses") -> Any:
             raise ValueError(f"{name} must have an axis each of {', '.join(AXES)}, got axes named {', '.join(map(str, dims))}.")
         responses = responses.transpose(*(found[0] for found in order)).values
     responses = as_array(responses, name)
-    if not isinstance(responses, jax.core.Tracer):
-        if np.isinf(responses).any():
-            raise ValueError(f"{name} must be finite, or NaN where missing, got {np.isinf(responses).sum()} infinite.")
+    if not isinstance(responses, jax.core.Tracer) and np.isinf(responses).any():
+        raise ValueError(f"{name} must be finite, or NaN where missing, got {np.isinf(responses).sum()} infinite.")
     if responses.ndim != 3:
         raise ValueError(f"{name} must be (n_stimuli, n_repeats, n_units), got {responses.shape}.")
     if dims is None and responses.shape[1] > responses.shape[0]:

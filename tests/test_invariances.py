@@ -13,16 +13,28 @@ OF_UNITS = {
     *("semi_match", "soft_match", "permutation_match", "partial_soft_match", "soft_match_distance", "jaccard"),
     *("feature_recovery", "mcc", "uniqueness", "ridge", "nnls"),
 }
-ROTATES = {"cka", "debiased_cka", "procrustes", "procrustes_angular", "procrustes_bures", "cca", "svcca", "mutual_knn"}
+WHITENED = {"whitened_cokurtosis"}
+ROTATES = {
+    "cokurtosis",
+    *WHITENED,
+    "cka",
+    "debiased_cka",
+    "procrustes",
+    "procrustes_angular",
+    "procrustes_bures",
+    "cca",
+    "svcca",
+    "mutual_knn",
+}
 INVARIANT = {
-    "positive factors of source units": OF_UNITS | {"ols", "cca"},
-    "positive factors of target units": OF_UNITS | {"ols", "cca", "pwcca"},
+    "positive factors of source units": OF_UNITS | WHITENED | {"ols", "cca"},
+    "positive factors of target units": OF_UNITS | WHITENED | {"ols", "cca", "pwcca"},
     "one factor for all": set(NAMES) - {"procrustes_bures"},
     "constants": set(NAMES) - {"rsa", "rsa_spearman", "rsa_kendall", "mutual_knn", "jaccard"},
     "order of units": set(NAMES),
     "rotated source": ROTATES | {"ols", "pls"},
     "rotated target": ROTATES | {"pwcca"},
-    "mixed source": {"ols", "cca"},
+    "mixed source": WHITENED | {"ols", "cca"},
 }
 # With fewer samples than units a least norm is one of the units at hand, and a non-negative fit is not unique.
 NARROW_ONLY = {"ols", "nnls"}

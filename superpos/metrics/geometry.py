@@ -26,7 +26,7 @@ from superpos.metrics.base import (
 from superpos.metrics.registry import register
 from superpos.moments import Moments, training
 
-_BOTH = frozenset({"source", "target"})
+BOTH = frozenset({"source", "target"})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +60,7 @@ class CKA(Metric):
     debiased: bool = False
     name: str = "cka"
     symmetric: ClassVar[bool] = True
-    rotates: ClassVar[frozenset[str]] = _BOTH
+    rotates: ClassVar[frozenset[str]] = BOTH
 
     @property
     def least(self) -> int:  # type: ignore[override]
@@ -76,7 +76,7 @@ class CKA(Metric):
         """The alignment of each held-out part."""
         del fitted
         live = evidence.live()
-        moments = _masked(evidence)
+        moments = masked(evidence)
         assert moments.x.scatter is not None, "CKA reads xx"
         assert moments.y.scatter is not None, "CKA reads yy"
         size = {  # the scale of each side, which squares of squares would carry out of float32's range
@@ -146,7 +146,7 @@ class Procrustes(Metric):
     kind: Literal["similarity", "angular", "bures"] = "similarity"
     name: str = "procrustes"
     symmetric: ClassVar[bool] = True
-    rotates: ClassVar[frozenset[str]] = _BOTH
+    rotates: ClassVar[frozenset[str]] = BOTH
 
     def __post_init__(self) -> None:
         if self.kind not in ("similarity", "angular", "bures"):
@@ -160,7 +160,7 @@ class Procrustes(Metric):
     def fit(self, evidence: Moments) -> Any:
         """The isometry of each training part."""
         live = evidence.live()
-        return jax.vmap(lambda cross: polar(cross)[0])(_masked(training(evidence), live).xy)
+        return jax.vmap(lambda cross: polar(cross)[0])(masked(training(evidence), live).xy)
 
     @property
     def second_pass(self) -> bool:  # type: ignore[override]
@@ -172,7 +172,7 @@ class Procrustes(Metric):
         details = {"rank": jnp.round(jnp.sum(fitted**2, axis=(1, 2)))}
         if isinstance(evidence, Samples):
             return from_folds(self._of_samples(fitted, evidence), (evidence.source, evidence.target), details)
-        moments = _masked(evidence)
+        moments = masked(evidence)
         overlap = jnp.sum(fitted * moments.xy, axis=(1, 2))
         x, y = jnp.sum(moments.x.squares, axis=1), jnp.sum(moments.y.squares, axis=1)
         if self.kind == "bures":
@@ -268,12 +268,12 @@ class CCA(Metric):
     @property
     def rotates(self) -> frozenset[str]:  # type: ignore[override]
         """Sides whose rotation changes nothing."""
-        return frozenset({"target"}) if self.projection_weighted else _BOTH
+        return frozenset({"target"}) if self.projection_weighted else BOTH
 
     def fit(self, evidence: Moments) -> Any:
         """Canonical directions, correlations and weights of each training part."""
         live = evidence.live()
-        part = _masked(training(evidence), live)
+        part = masked(training(evidence), live)
 
         def whiten(scatter: Array) -> tuple[Array, Array]:
             # Directions do not depend on the units' scales, unless some are left out for their variance.
@@ -301,7 +301,7 @@ class CCA(Metric):
     def evaluate(self, fitted: Any, evidence: Moments) -> Score:
         """The weighted mean of each held-out part's correlations."""
         a, b, weights, fitted_correlations = fitted
-        moments = _masked(evidence)
+        moments = masked(evidence)
 
         def along(matrix: Any, left: Array, right: Array) -> Array:
             return jnp.sum(left * matmul(matrix, right), axis=1)
@@ -419,7 +419,7 @@ class Jaccard(Metric):
         return from_units(jnp.max(index, axis=1), there, {"partner": jnp.argmax(index, axis=1)})
 
 
-def _masked(moments: Moments, live: Any = None) -> Moments:
+def masked(moments: Moments, live: Any = None) -> Moments:
     """Moments with zeros for masked units."""
     source, target = moments.live() if live is None else live
 
