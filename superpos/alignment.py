@@ -64,7 +64,7 @@ def align(
     scores: dict[str, Score] = {}
     for some, x, y, means in in_precision(source, target, resolved):
         x, y, ids, count, largest = check(x, y, folds, n_folds, key, groups)
-        _warn_of_small_folds(ids, some)
+        warn_of_small_folds(ids, some)
         scores |= _align(x, y, ids, some, count, largest)
         for details in (scores[metric.name].details for metric in some):
             if means is not None and "intercept" in details:
@@ -72,7 +72,8 @@ def align(
     return {metric.name: scores[metric.name] for metric in resolved}
 
 
-def _warn_of_small_folds(ids: Array, metrics: tuple[Metric, ...]) -> None:
+def warn_of_small_folds(ids: Array, metrics: tuple[Metric, ...]) -> None:
+    """Warns of folds with fewer samples than a metric needs, where folds are known."""
     if not is_concrete(ids):
         return
     smallest = int(np.bincount(np.asarray(ids)[np.asarray(ids) >= 0]).min())
@@ -91,7 +92,7 @@ def in_precision(source: Any, target: Any, metrics: tuple[Metric, ...]) -> list[
     check_labels(source, target)
     sides = [as_array(value, name) for value, name in zip((source, target), SIDES, strict=True)]
     means = [offsets(side) for side in sides]
-    if all(mean is None for mean in means):
+    if all(mean is None for mean in means) or any(side.ndim != 2 for side in sides):
         return [(metrics, *sides, None)]
     centred = [side if mean is None else side - mean for side, mean in zip(sides, means, strict=True)]
     known = [np.zeros(side.shape[1]) if mean is None else mean for side, mean in zip(sides, means, strict=True)]
@@ -294,7 +295,11 @@ def _unit_size(values: Array, inside: Array) -> Array:
 def _principal(values: Array, inside: Array) -> tuple[Array, Basis]:
     """Scores of the samples on their principal components, `(n_samples, n_samples)`, through their Gram matrix."""
     centred, mean = _centred(values, inside)
-    eigenvalues, vectors = eigh(matmul(centred, centred.T))
+    fixed = lax.stop_gradient(centred)
+    eigenvalues, vectors = eigh(matmul(fixed, fixed.T))
     kept = eigenvalues > len(eigenvalues) * jnp.finfo(values.dtype).eps * eigenvalues[-1]
     root = jnp.sqrt(jnp.where(kept, eigenvalues, 1))
-    return jnp.where(kept, vectors * root, 0), Basis(jnp.where(kept, matmul(centred.T, vectors) / root, 0), mean)
+    components = jnp.where(kept, matmul(fixed.T, vectors) / root, 0)
+    # Products of samples change as those of their scores do while the components stay, also where eigenvalues are equal.
+    scores = jnp.where(kept, vectors * root, 0) + matmul(centred - fixed, components)
+    return scores, Basis(components, mean)

@@ -37,7 +37,7 @@ def as_array(value: Any, name: str = "array") -> Any:
         value = value.numpy() if "bfloat16" not in str(value.dtype) else value.float().numpy()
     elif hasattr(value, "to_numpy") and hasattr(value, "dtypes" if hasattr(value, "columns") else "array"):  # pandas
         dtypes = value.dtypes if hasattr(value, "columns") else [value.dtype]
-        if any(isinstance(dtype, np.dtype) is False and getattr(dtype, "kind", "") in "fiub" for dtype in dtypes):
+        if any(isinstance(dtype, np.dtype) is False and getattr(dtype, "kind", "O") in "fiub" for dtype in dtypes):
             value = value.to_numpy(dtype=np.float64, na_value=np.nan)
     try:
         array = np.asarray(value)
@@ -210,3 +210,9 @@ def repeated(responses: Any, name: str = "responses") -> Any:
             "first two axes swapped? An xarray.DataArray with named dims is taken in any order."
         )
     return responses
+
+
+def positive_integer(name: str, value: Any, least: int = 1) -> None:
+    """Raises ValueError unless a value is an integer of at least `least`."""
+    if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < least:
+        raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}.")

@@ -38,7 +38,11 @@ def _svd(matrix: Array) -> tuple[Array, ...]:
     return tuple(jnp.linalg.svd(matrix, full_matrices=False))
 
 
-_safe_eigh, _safe_svd = _one_by_one(_eigh, 2), _one_by_one(_svd, 3)
+def _inverse_matrix(matrix: Array) -> tuple[Array]:
+    return (jnp.linalg.inv(matrix),)
+
+
+_safe_eigh, _safe_svd, _safe_inverse = _one_by_one(_eigh, 2), _one_by_one(_svd, 3), _one_by_one(_inverse_matrix, 1)
 
 
 @jax.custom_jvp
@@ -216,4 +220,21 @@ def _nnls_jvp(primals: Any, tangents: Any) -> tuple[Array, Array]:
     used = weights > 0
     moved = jnp.where(used, tangents[1] - matmul(tangents[0], weights), 0)
     normal = jnp.where(used[:, None] & used, gram, jnp.eye(cross.size, dtype=gram.dtype))
-    return weights, jnp.where(used, jnp.linalg.solve(normal, moved), 0)
+    return weights, jnp.where(used, matmul(_safe_inverse(normal)[0], moved), 0)
+
+
+def safe_divide(numerator: Array, denominator: Array) -> Array:
+    """The quotient, 0 where the denominator is not positive; gradients stay finite."""
+    positive = denominator > 0
+    return jnp.where(positive, numerator / jnp.where(positive, denominator, 1), 0)
+
+
+def safe_sqrt(values: Array) -> Array:
+    """The square root, 0 where a value is not positive; gradients stay finite."""
+    positive = values > 0
+    return jnp.where(positive, jnp.sqrt(jnp.where(positive, values, 1)), 0)
+
+
+def safe_norm(values: Array, axis: int | None = None) -> Array:
+    """The Euclidean norm, of all entries or along an axis that stays; its gradient is 0 at 0."""
+    return safe_sqrt(jnp.sum(values**2, axis=axis, keepdims=axis is not None))

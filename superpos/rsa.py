@@ -14,28 +14,27 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float
 
-from superpos.checks import repeated
-from superpos.linalg import inverse_root, matmul
-from superpos.metrics.base import safe_divide, safe_norm, safe_sqrt
+from superpos.checks import as_array, floating, repeated
+from superpos.linalg import inverse_root, matmul, safe_divide, safe_norm, safe_sqrt
 
 Distance = Literal["correlation", "cosine", "euclidean", "squared"]
 Kind = Literal["pearson", "spearman", "rho_a", "kendall", "tau_a"]
 
 
 def dissimilarities(
-    x: ArrayLike,
+    x: Any,
     distance: Distance = "correlation",
     *,
     noise: ArrayLike | None = None,
     live: Bool[Array, " units"] | None = None,
 ) -> Float[Array, " pairs"]:
-    """The distance of every pair of stimuli, as SciPy's `pdist` defines it.
+    """The distance of every pair of stimuli, as SciPy's `pdist` defines it: NaN where a pattern has no direction.
 
     Args:
         x: `(n_stimuli, n_units)`.
         distance: "correlation" (1 - Pearson's r), "cosine" (1 - cosine), "euclidean", or "squared" (Euclidean).
         noise: `(n_units, n_units)`, the covariance of the noise: units are whitened by it first, so that "euclidean" is the
-            Mahalanobis distance, and "squared" its square.
+            Mahalanobis distance, and "squared" its square. Directions with next to no noise are left out.
         live: `(n_units,)`, mask of the units that count; by default all.
 
     Raises:
@@ -44,25 +43,28 @@ def dissimilarities(
     >>> [round(float(d), 3) for d in dissimilarities(jnp.array([[0.0, 0.0], [3.0, 4.0], [0.0, 4.0]]), "euclidean")]
     [5.0, 4.0, 3.0]
     """
-    x = jnp.asarray(x)
+    x = as_array(x, "x")
+    x = jnp.asarray(x, floating(x.dtype))
     if distance not in get_args(Distance):
         raise ValueError(f"distance must be one of {', '.join(get_args(Distance))}, got {distance!r}.")
     if x.ndim != 2:
         raise ValueError(f"x must be (n_stimuli, n_units), got {x.shape}.")
     live = jnp.ones(x.shape[1], bool) if live is None else live
     if noise is not None:
-        x = matmul(x, _whitening(noise, x.shape[1]))
+        x = matmul(jnp.where(live, x, 0), _whitening(noise, x.shape[1], live))
     if distance == "correlation":
         x = x - jnp.sum(jnp.where(live, x, 0), axis=1, keepdims=True) / jnp.sum(live)
     x = jnp.where(live, x, 0)
     row, col = jnp.triu_indices(len(x), 1)
     if distance in ("correlation", "cosine"):
         norms = safe_norm(x, axis=1)
-        unit = x * safe_divide(jnp.ones_like(norms), norms)
+        unit = jnp.where(norms > 0, x / jnp.where(norms > 0, norms, 1), jnp.nan)
         return 1 - matmul(unit, unit.T)[row, col]
     x = x - jnp.mean(x, axis=0)
     lengths = jnp.sum(x**2, axis=1)
-    squared = jnp.maximum(lengths[:, None] + lengths - 2 * matmul(x, x.T), 0)[row, col]
+    sums = (lengths[:, None] + lengths)[row, col]
+    squared = sums - 2 * matmul(x, x.T)[row, col]
+    squared = jnp.where(squared > 8 * jnp.finfo(x.dtype).eps * sums, squared, 0)  # the rest is rounding
     return squared if distance == "squared" else safe_sqrt(squared)
 
 
@@ -102,27 +104,37 @@ def crossvalidated(repeats: Any, *, noise: ArrayLike | None = None) -> Float[Arr
     return (own[:, None] + own - products - products.T)[row, col]
 
 
-def _whitening(noise: ArrayLike, n_units: int) -> Array:
-    noise = jnp.asarray(noise)
+def _whitening(noise: ArrayLike, n_units: int, live: Any = True) -> Array:
+    noise = jnp.asarray(noise, jnp.float32 if jnp.asarray(noise).dtype.kind in "iub" else None)
     if noise.shape != (n_units, n_units):
         raise ValueError(f"noise must be the covariance ({n_units}, {n_units}) of the units, got {noise.shape}.")
-    return inverse_root(noise)[0]
+    live = jnp.broadcast_to(jnp.asarray(live), n_units)
+    return inverse_root(jnp.where(live[:, None] & live, noise, 0))[0]
 
 
-def condensed(matrix: ArrayLike, name: str = "matrix") -> Float[Array, " pairs"]:
+def condensed(matrix: Any, name: str = "matrix") -> Float[Array, " pairs"]:
     """A matrix as its upper triangle, `(pairs,)`, whether it is square or that already.
 
     Raises:
-        ValueError: neither of the two, or a square that is not symmetric.
+        ValueError: neither of the two, a square that is not symmetric, or entries that are not finite.
     """
-    matrix = jnp.asarray(matrix)
+    matrix = as_array(matrix, name)
+    matrix = jnp.asarray(matrix, floating(matrix.dtype))
     if matrix.ndim == 1 and _stimuli(matrix.size) is not None:
-        return matrix
+        return _known(matrix, name)
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or len(matrix) < 2:
         raise ValueError(f"{name} must be square, or the n (n - 1) / 2 entries above its diagonal, got shape {matrix.shape}.")
-    if not isinstance(matrix, jax.core.Tracer) and not np.allclose(matrix, matrix.T, rtol=1e-4, atol=1e-6):
+    above, below = (_known(m[jnp.triu_indices(len(matrix), 1)], name) for m in (matrix, matrix.T))
+    if not isinstance(matrix, jax.core.Tracer) and not np.allclose(above, below, rtol=1e-4, atol=1e-6):
         raise ValueError(f"{name} must be symmetric: dissimilarities of the same stimuli in the same order on both axes.")
-    return matrix[jnp.triu_indices(len(matrix), 1)]
+    return above
+
+
+def _known(entries: Array, name: str) -> Array:
+    missing = jnp.sum(~jnp.isfinite(entries))
+    if not isinstance(missing, jax.core.Tracer) and missing > 0:
+        raise ValueError(f"{name} must be finite, got {int(missing)} NaN or infinite dissimilarities: leave those stimuli out.")
+    return entries
 
 
 def _stimuli(pairs: int) -> int | None:
@@ -137,7 +149,8 @@ def compare(a: ArrayLike, b: ArrayLike, kind: Kind | Literal["cosine", "whitened
         a, b: the matrices.
         kind: "pearson", "spearman", "rho_a", "kendall" (tau-b), "tau_a" (see `sp.metrics.RSA`); "cosine"; or "whitened", the
             cosine after the entries' errors, which share stimuli, are made independent. It takes squared distances, as of
-            `crossvalidated`, and is the linear CKA of their centred kernels (Diedrichsen et al. 2020, arXiv 2007.02789).
+            `crossvalidated`, and is the linear CKA of their centred kernels (Diedrichsen et al. 2020, arXiv 2007.02789). For
+            ranks, entries tie within 16 eps of the median.
 
     Raises:
         ValueError: an unknown kind, no dissimilarity matrices, or of different numbers of stimuli.
@@ -154,7 +167,7 @@ def compare(a: ArrayLike, b: ArrayLike, kind: Kind | Literal["cosine", "whitened
         a, b = (_kernel(matrix).ravel() for matrix in (a, b))
     if kind == "cosine" or kind == "whitened":
         return safe_divide(jnp.sum(a * b), safe_norm(a) * safe_norm(b))
-    tolerances = [16 * jnp.finfo(v.dtype).eps * jnp.max(jnp.abs(v)) for v in (a, b)]
+    tolerances = [16 * jnp.finfo(v.dtype).eps * jnp.median(jnp.abs(v)) for v in (a, b)]
     return masked_correlation(kind, a, b, jnp.ones(a.shape, bool), tolerances)
 
 
@@ -193,7 +206,9 @@ def noise_ceiling(matrices: ArrayLike, kind: Kind | Literal["cosine"] = "spearma
     >>> [round(float(bound), 3) for bound in noise_ceiling(same)]
     [1.0, 1.0]
     """
-    matrices = jnp.asarray(matrices)
+    if kind not in (*get_args(Kind), "cosine"):
+        raise ValueError(f"kind must be one of {', '.join((*get_args(Kind), 'cosine'))}, got {kind!r}.")
+    matrices = jnp.asarray(as_array(matrices, "matrices"))
     if matrices.ndim not in (2, 3) or len(matrices) < 2:
         raise ValueError(f"matrices must be (n_subjects, pairs) or (n_subjects, n, n), at least 2, got {matrices.shape}.")
     each = jnp.stack([condensed(matrix, "a matrix") for matrix in matrices])

@@ -186,6 +186,7 @@ def jackknife(
     found: dict[str, Jackknife] = {}
     for some, x, y, _ in alignment.in_precision(source, target, metrics_lib.resolve(metrics)):
         x, y, ids, count, largest = alignment.check(x, y, folds, n_folds, key, groups)
+        alignment.warn_of_small_folds(ids, some)
         positive_integer("n_blocks", n_blocks, least=2)
         checked = None if weights is None else _checked_weights(weights, y.shape[1])
         blocks = deal(ids, count, n_blocks, jax.random.key(0) if key is None else key, groups)
@@ -337,6 +338,7 @@ def permutation_test(
     found: dict[str, PermutationTest] = {}
     for some, x, y, _ in alignment.in_precision(source, target, metrics_lib.resolve(metrics)):
         checked = alignment.check(x, y, folds, n_folds, key, groups)
+        alignment.warn_of_small_folds(checked[2], some)
         found |= _permuted(checked, some, key, groups, n_permutations)
     return found
 

@@ -18,7 +18,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jaxtyping import Array, Key
 
 from superpos import results
-from superpos.metrics.base import positive_integer
+from superpos.checks import positive_integer
 
 
 class Model(Protocol):
@@ -85,7 +85,7 @@ def fit(
 
     def draw(i: Any) -> Any:
         batch = sample(jax.random.fold_in(data_key, i), batch_size)
-        if any(jnp.shape(leaf)[:1] != (batch_size,) for leaf in jax.tree.leaves(batch)):
+        if all(jnp.shape(leaf)[:1] != (batch_size,) for leaf in jax.tree.leaves(batch)):  # some may be of the whole batch
             shapes = ", ".join(str(jnp.shape(leaf)) for leaf in jax.tree.leaves(batch))
             raise ValueError(f"sample must give the {batch_size} samples that it is asked for, got shape {shapes}.")
         return batch

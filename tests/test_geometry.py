@@ -99,6 +99,16 @@ def test_rsa_in_two_passes_is_rsa_through_matrices():
     assert got.details["n_stimuli"][0] == 899
 
 
+@pytest.mark.parametrize("apart", [5, 50])
+def test_rsa_of_units_whose_means_are_far_apart(apart):
+    """All patterns are nearly alike: what they differ by is small beside 1, and is what counts."""
+    rng = np.random.default_rng(0)
+    latent = rng.normal(size=(300, 5))
+    x, y = (latent @ rng.normal(size=(5, 40)) + rng.normal(size=(300, 40)) + apart * rng.normal(size=40) for _ in range(2))
+    wanted = np.corrcoef(pdist(x, "correlation"), pdist(y, "correlation"))[0, 1]
+    np.testing.assert_allclose(sp.align(x, y, metrics="rsa", folds=None)["rsa"].mean, wanted, atol=2e-3)
+
+
 def test_rsa_of_more_stimuli_than_a_matrix_could_hold():
     """100,000 stimuli: their dissimilarities would take 40 GB. A subset of them estimates the same correlation."""
     rng = np.random.default_rng(0)

@@ -36,8 +36,11 @@ INVARIANT = {
     "rotated target": ROTATES | {"pwcca"},
     "mixed source": WHITENED | {"ols", "cca"},
 }
-# With fewer samples than units a least norm is one of the units at hand, and a non-negative fit is not unique.
+# With fewer samples than units a least norm is one of the units at hand, a non-negative fit is not unique, and directions that
+# whiten do not exist.
 NARROW_ONLY = {"ols", "nnls"}
+SIGNED = {"cokurtosis", "whitened_cokurtosis"}  # of few samples, sides may have cumulants of two signs
+UNDEFINED = {"cca", "pwcca"}
 
 
 def sides(seed, n_samples, n_source, n_target):
@@ -77,15 +80,18 @@ def test_scores_do_not_change(n_samples, n_folds, x64):
 
         wide = n_samples < 40
 
-        @settings(max_examples=5, deadline=None, derandomize=True)
+        @settings(max_examples=2, deadline=None, derandomize=True)
         @given(st.integers(0, 2**31))
         def check(seed):
             rng = np.random.default_rng(seed)
             x, y = sides(seed, n_samples, *((45, 40) if wide else (7, 6)))
             plain = score(x.astype(dtype), y.astype(dtype))
+            undefined = {name for name in names if np.isnan(plain[name])}
+            assert undefined - SIGNED - {"svcca"} == (UNDEFINED if wide else set())
+            names_here = set(names) - {name for name in SIGNED if abs(plain[name]) > 1}  # a ratio of two that are nearly 0
             for kind, (a, b) in moved(rng, x, y).items():
                 got = score(a.astype(dtype), b.astype(dtype))
-                for name in (INVARIANT[kind] & set(names)) - (NARROW_ONLY if wide else set()):
+                for name in (INVARIANT[kind] & names_here) - (NARROW_ONLY if wide else set()):
                     np.testing.assert_allclose(got[name], plain[name], atol=tolerance, err_msg=f"{name}: {kind}")
 
         check()

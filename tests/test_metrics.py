@@ -1,6 +1,7 @@
 """What all metrics promise: see test_agreement.py for their values, and a file of its own for what is special to a family."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -174,12 +175,26 @@ def test_gradients_are_those_of_finite_differences():
     jax.tree.map(lambda leaf: np.testing.assert_array_equal(np.isfinite(leaf), True), (of_equal, of_constant))
 
 
+def test_gradients_of_more_units_than_samples_are_those_of_finite_differences():
+    """Of what reads principal components, where all of them have one variance."""
+    x, y = np.eye(12, 20), np.random.default_rng(0).normal(size=(12, 15))
+    move = np.random.default_rng(1).normal(size=x.shape)
+    with jax.enable_x64(True):
+        score = jax.jit(lambda x: jnp.stack([s.mean for s in sp.align(x, y, ("cka", "procrustes"), folds=None).values()]))
+        gradient = jax.jit(jax.jacrev(score))(x)
+        numeric = (score(x + 1e-5 * move) - score(x - 1e-5 * move)) / 2e-5
+    np.testing.assert_allclose(np.sum(gradient * move, axis=(1, 2)), numeric, rtol=1e-4)
+
+
 @pytest.mark.parametrize("name", sorted(set(NAMES) - {metric.name for metric in SMOOTH}))
 def test_what_has_no_gradient_says_so(name):
     x = np.random.default_rng(0).normal(size=(30, 3)).astype(np.float32)
     score = lambda a: sp.align(a, x, (name, "semi_match"), folds=None)  # noqa: E731
     with pytest.raises(ValueError, match=f"{name} has no gradient: it counts or ranks"):
         jax.grad(lambda a: score(a)[name].mean)(x)
+    with pytest.raises(ValueError, match=f"{name} has no gradient"):
+        jax.grad(lambda a: score(a)[name].folds.sum())(x)
+    assert np.isfinite(jax.jvp(lambda a: score(a)["semi_match"].mean, (x,), (x,))[1])
     assert np.isfinite(jax.grad(lambda a: score(a)["semi_match"].mean)(x)).all()  # another one's beside it
 
 

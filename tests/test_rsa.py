@@ -45,6 +45,12 @@ def test_comparisons_are_scipys():
     for kind, reference in (("pearson", pearsonr), ("spearman", spearmanr), ("kendall", kendalltau)):
         np.testing.assert_allclose(sp.rsa.compare(a, b, kind), reference(a, b).statistic, atol=1e-4)
         np.testing.assert_allclose(sp.rsa.compare(squareform(a), b, kind), reference(a, b).statistic, atol=1e-4)
+    model = np.random.default_rng(0).integers(0, 2, a.size)  # a model of categories, and one stimulus far from all
+    far = np.append(np.arange(1.0, 6), 1e7)
+    for kind, reference in (("spearman", spearmanr), ("kendall", kendalltau)):
+        np.testing.assert_allclose(sp.rsa.compare(model, a, kind), reference(model, a).statistic, atol=1e-4)
+        got = sp.rsa.compare(far, np.array([5, 4, 3, 2, 1, 6]), kind)
+        np.testing.assert_allclose(got, reference(far, [5, 4, 3, 2, 1, 6]).statistic, atol=1e-4)
 
 
 def test_whitened_similarity_is_its_definition():
@@ -59,7 +65,19 @@ def test_whitened_similarity_is_its_definition():
     np.testing.assert_allclose(sp.rsa.compare(a, b, "whitened"), sp.align(X, Y, "cka", folds=None)["cka"].mean, rtol=1e-4)
 
 
-@pytest.mark.parametrize("kind", ["pearson", "cosine", "spearman"])
+def test_distances_of_bytes_repeats_and_masked_units():
+    images = np.random.default_rng(0).integers(0, 256, (8, 30), dtype=np.uint8)
+    np.testing.assert_allclose(sp.rsa.dissimilarities(images, "cosine"), pdist(images, "cosine"), atol=1e-5)
+    twice = np.random.default_rng(0).normal(3, 1, (30, 500)).astype(np.float32)[[*range(30), *range(30)]]
+    assert (squareform(sp.rsa.dissimilarities(twice, "euclidean"))[range(30), range(30, 60)] == 0).all()
+    assert np.isnan(sp.rsa.dissimilarities(np.ones((3, 4)))).all()  # constant patterns have no correlation
+    live, noise = np.arange(7) != 2, np.cov(RNG.normal(size=(40, 7)).T)
+    other = np.where(live, X, 100)
+    found = [sp.rsa.dissimilarities(x, "squared", noise=noise, live=live) for x in (X, other)]
+    np.testing.assert_allclose(*found, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["pearson", "cosine", "spearman", "kendall"])
 def test_the_ceiling_bounds_the_best_matrix(kind):
     truth = np.asarray(sp.rsa.dissimilarities(X, "squared"))
     subjects = truth + 5 * np.random.default_rng(2).normal(size=(6, truth.size))
@@ -98,6 +116,8 @@ def test_it_is_pure():
         (lambda: sp.rsa.compare(np.ones(6), np.ones(10)), "a and b must be of the same stimuli, got 4 and 5 of them"),
         (lambda: sp.rsa.compare(np.ones(6), np.ones(6), "tau"), "kind must be one of pearson, spearman"),
         (lambda: sp.rsa.noise_ceiling(np.ones((1, 6))), "at least 2, got"),
+        (lambda: sp.rsa.noise_ceiling(np.ones((3, 6)), "whitened"), "kind must be one of pearson, spearman"),
+        (lambda: sp.rsa.compare(np.array([1, np.nan, 3]), np.ones(3)), "a must be finite, got 1 NaN"),
         (lambda: sp.rsa.crossvalidated(np.ones((5, 1, 3))), "at least 2 repeats"),
         (lambda: sp.rsa.crossvalidated(np.full((5, 2, 3), np.nan)), "repeats must all be there, got 30 NaN"),
         (lambda: sp.metrics.RSA(distance_of="l1"), "distance_of must be one of"),

@@ -7,9 +7,13 @@ from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
+from jax.custom_derivatives import linear_call
 from jaxtyping import Array, Bool, Float, Int
 
+from superpos.checks import positive_integer as positive_integer
+from superpos.linalg import safe_divide as safe_divide
+from superpos.linalg import safe_norm as safe_norm
+from superpos.linalg import safe_sqrt as safe_sqrt
 from superpos.moments import Moments
 
 
@@ -139,50 +143,31 @@ class Metric(abc.ABC):
         score = self.evaluate(fitted, evidence)
         if self.differentiable:
             return score
-        return score._replace(mean=_without_gradient(self.name, score.mean, evidence))
+        parts = {part: getattr(score, part) for part in ("mean", "folds", "units") if getattr(score, part) is not None}
+        of = [leaf for leaf in jax.tree.leaves(evidence) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
+        return score._replace(**{part: _without_gradient(self.name, value, of) for part, value in parts.items()})
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _without_gradient(name: str, value: Any, of: Any) -> Any:
     """The value; whoever asks for its gradient with respect to what it is `of` is told that there is none."""
     del name, of
     return value
 
 
-def _refuse(name: str, residuals: Any, cotangent: Any) -> Any:
-    raise ValueError(f"{name} has no gradient: it counts or ranks, and does not change with small changes of its inputs.")
+@_without_gradient.defjvp
+def _without_gradient_jvp(name: str, primals: Any, tangents: Any) -> tuple[Any, Any]:
+    def refuse(_: Any, cotangent: Any) -> Any:
+        raise ValueError(f"{name} has no gradient: it counts or ranks, and does not change with small changes of its inputs.")
 
-
-_without_gradient.defvjp(lambda name, value, of: (value, None), _refuse)
-
-
-def positive_integer(name: str, value: Any, least: int = 1) -> None:
-    """Raises ValueError unless a value is an integer of at least `least`."""
-    if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < least:
-        raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}.")
+    change = linear_call(lambda _, moved: jnp.zeros_like(primals[0]), refuse, (), tangents[1])
+    return primals[0], change
 
 
 def correlations(moments: Moments) -> Float[Array, "folds source target"]:
     """Pearson correlation of every source unit with every target unit in each fold; 0 where one is constant."""
     norms = safe_sqrt(moments.x.squares)[:, :, None] * safe_sqrt(moments.y.squares)[:, None, :]
     return safe_divide(moments.xy, norms)
-
-
-def safe_divide(numerator: Array, denominator: Array) -> Array:
-    """The quotient, 0 where the denominator is not positive; gradients stay finite."""
-    positive = denominator > 0
-    return jnp.where(positive, numerator / jnp.where(positive, denominator, 1), 0)
-
-
-def safe_sqrt(values: Array) -> Array:
-    """The square root, 0 where a value is not positive; gradients stay finite."""
-    positive = values > 0
-    return jnp.where(positive, jnp.sqrt(jnp.where(positive, values, 1)), 0)
-
-
-def safe_norm(values: Array, axis: int | None = None) -> Array:
-    """The Euclidean norm, of all entries or along an axis that stays; its gradient is 0 at 0."""
-    return safe_sqrt(jnp.sum(values**2, axis=axis, keepdims=axis is not None))
 
 
 def from_units(units: Float[Array, "folds target"], live: Bool[Array, "*folds target"], details: dict[str, Any]) -> Score:

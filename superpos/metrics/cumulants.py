@@ -16,7 +16,7 @@ from jax import lax
 from jaxtyping import Array
 
 from superpos.linalg import inverse_root, matmul
-from superpos.metrics.base import Metric, Samples, Score, from_folds, safe_sqrt
+from superpos.metrics.base import Metric, Samples, Score, from_folds, safe_divide, safe_sqrt
 from superpos.metrics.geometry import BOTH, masked
 from superpos.metrics.registry import register
 from superpos.moments import Moments
@@ -37,17 +37,19 @@ class Cokurtosis(Metric):
     Rectified units have cumulants of their own: of trained toy models that share all features it reads .91 to .97, of random
     rectified layers .34 to .72. Features of large norm and large kurtosis count more. Heavy-tailed noise adds to both sides.
 
-    NaN where the sides' own cumulants are not of one sign, as of Gaussian units, of which nothing can be told, and in folds of
-    fewer than 4 samples. Its sums are of fourth powers: feed moments with data of about unit size.
+    NaN where the sides' own cumulants are not of one sign, in folds of fewer than 4 samples, and for moments with a unit that
+    is constant in some folds only. Of Gaussian units, whose cumulants are 0, it is NaN or noise without a bound: look at the
+    details. Its sums are of fourth powers: feed moments with data of about unit size (`sp.align` scales them beforehand).
 
     Attributes:
         whitened: whiten each side first, by the covariance of its training part, so that features count by their share of each
-            direction. Reads samples; NaN with fewer training samples than units.
+            direction. Reads samples; NaN with no more training samples than units.
         name: its key in the result.
 
     Details: `source_cumulant`, `target_cumulant`, `(folds,)`, k(x, x) and k(y, y) in units of the squared variance. Where they
     vary between folds as much as they are large, do not believe the score.
 
+    >>> import jax
     >>> import superpos as sp
     >>> metric = sp.metrics.Cokurtosis()
     >>> x, y = jnp.zeros((30, 3)), jnp.zeros((30, 2))
@@ -80,8 +82,10 @@ class Cokurtosis(Metric):
             for values, live in ((evidence.x, evidence.source), (evidence.y, evidence.target)):
                 mean = jnp.sum(jnp.where(inside[:, None], values, 0), axis=0) / count
                 centred = jnp.where(inside[:, None] & live, values - mean, 0)
-                root, _ = inverse_root(matmul(centred.T, centred) / count)
-                roots.append(jnp.where(count > jnp.sum(live), root, jnp.nan))
+                deviation = safe_sqrt(jnp.mean(centred**2, axis=0))
+                scale = safe_divide(jnp.ones_like(deviation), deviation)  # or units of small variance would be dropped
+                root, _ = inverse_root(matmul(centred.T, centred) * scale[:, None] * scale)
+                roots.append(jnp.where(count > jnp.sum(live), scale[:, None] * root, jnp.nan))
             return roots[0], roots[1]
 
         return lax.map(of_fold, jnp.arange(evidence.n_folds))

@@ -352,6 +352,11 @@ class MutualKNN(Metric):
     def __post_init__(self) -> None:
         positive_integer("k", self.k)
 
+    @property
+    def least(self) -> int:  # type: ignore[override]
+        """Samples that a fold must have."""
+        return self.k + 1
+
     def evaluate(self, fitted: Any, evidence: Samples) -> Score:
         """The share of each held-out part."""
         del fitted

@@ -20,7 +20,7 @@ from superpos.moments import Moments, pool, training
 
 @dataclasses.dataclass(frozen=True)
 class Ridge(Regression):
-    """Ridge regression from source to target units, alpha chosen inside the training part.
+    """Ridge regression from source to target units, alpha chosen by errors inside the training part.
 
     Source columns are standardised with the training part's mean and standard deviation (as scikit-learn's
     StandardScaler), the intercept is free, and the penalty is alpha · |w|² beside a sum of squared errors over samples.

@@ -41,7 +41,7 @@ class RSA(Metric):
         kind: how matrices are compared.
         distance_of: stimuli: "correlation", "cosine", "euclidean" or "squared" (Euclidean). All but the first hold the pairs of
             a fold.
-        tolerance: dissimilarities tie within this distance, Euclidean ones within this share of the largest; by default 16
+        tolerance: dissimilarities tie within this distance, Euclidean ones within this share of the median; by default 16
             eps, which is 2e-6 in float32: equal ones were seen to differ by up to 7 eps, with 10 to 5,000 units.
         name: its key in the result.
 
@@ -66,6 +66,7 @@ class RSA(Metric):
     reads: ClassVar[frozenset[str]] = frozenset({"samples"})
     symmetric: ClassVar[bool] = True
     centres: ClassVar[bool] = False
+    least: ClassVar[int] = 3
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(Kind):
@@ -98,12 +99,14 @@ class RSA(Metric):
             else:
                 row, col = jnp.triu_indices(len(valid), 1)
                 live = evidence.source, evidence.target
-                a, b = (dissimilarities(v, self.distance_of, live=mask) for v, mask in zip((x, y), live, strict=True))
+                # Ranks are those of squares, which rounding leaves equal where distances are.
+                squares = self.kind != "pearson" and self.distance_of == "euclidean"
+                distance = "squared" if squares else self.distance_of
+                a, b = (dissimilarities(v, distance, live=mask) for v, mask in zip((x, y), live, strict=True))
                 there = valid[row] & valid[col]
-                # Of distances without a bound, a share of the largest.
-                bounded = self.distance_of in ("correlation", "cosine")
-                largest = [1.0 if bounded else jnp.max(jnp.where(there, v, 0)) for v in (a, b)]
-                value = masked_correlation(self.kind, a, b, there, [tolerance * size for size in largest])
+                bounded = distance in ("correlation", "cosine")
+                sizes = [1.0 if bounded else jnp.nanmedian(jnp.where(there, v, jnp.nan)) for v in (a, b)]
+                value = masked_correlation(self.kind, a, b, there, [tolerance * size for size in sizes])
             return jnp.where(jnp.sum(valid) > 2, value, jnp.nan), jnp.sum(valid)
 
         folds, n_stimuli = lax.map(of_fold, jnp.arange(evidence.n_folds))
@@ -137,9 +140,7 @@ def _two_pass(x: Array, y: Array, valid: Array, tolerance: Any) -> Array:
         shared = 2 * n * jnp.sum(means[i] * matmul(scatter, means[j]))
         return jnp.sum(scatter**2) + shared + between - n * (1 - mu[i]) * (1 - mu[j])
 
-    # The sums lose to rounding what pairs vary by beside their mean.
-    smallest = [n * (n - 1) * jnp.maximum(tolerance**2, 4 * jnp.finfo(x.dtype).eps * m**2) for m in mu]
-    return correlation(covariance(0, 1), covariance(0, 0), covariance(1, 1), smallest)
+    return correlation(covariance(0, 1), covariance(0, 0), covariance(1, 1), [n * (n - 1) * tolerance**2] * 2)
 
 
 def _pairwise(x: Array, y: Array, valid: Array, tolerance: Any) -> Array:

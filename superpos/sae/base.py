@@ -112,7 +112,7 @@ class SparseAutoencoder(WarmUp, Revival, Inputs, Encoder):
             ValueError: inputs of another shape, or that hold NaN or infinity; the params of another model, or of several.
         """
         h = self._infer(params, self._columns(params, x)[0]).T
-        return jnp.where(jnp.all(jnp.isfinite(x), axis=1, keepdims=True), h, jnp.nan)
+        return jnp.where(jnp.all(jnp.isfinite(jnp.asarray(x)), axis=1, keepdims=True), h, jnp.nan)
 
     def decode(
         self, params: Params, h: Float[Array, "n latents"], x: Float[Array, "n inputs"] | None = None

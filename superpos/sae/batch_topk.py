@@ -37,7 +37,8 @@ class BatchTopK(TopK):
     def calibrate(self, params: Params, x: Float[Array, "n inputs"]) -> Params:
         """The start with what it takes from data: the scale of the inputs, b_dec, and the threshold."""
         params = super().calibrate(params, x)
-        return {**params, "threshold": self._code(params, self._columns(params, x)[0], 0).buffers["threshold"]}
+        afresh = {**params, "threshold": jnp.zeros_like(params["threshold"])}
+        return {**params, "threshold": self._code(afresh, self._columns(params, x)[0], 0).buffers["threshold"]}
 
     def _buffers(self) -> Params:
         return {**super()._buffers(), "threshold": jnp.zeros((), jnp.float32)}

@@ -163,6 +163,7 @@ class Inputs(Sizes):
         return y
 
     def _checked(self, x: Any) -> Any:
+        x = jnp.asarray(x)
         if jnp.ndim(x) != 2 or jnp.shape(x)[1] != self.n_inputs:
             raise ValueError(f"inputs must be (n, {self.n_inputs}), got {jnp.shape(x)}.")
         wrong = jnp.sum(~jnp.isfinite(x))
