@@ -76,7 +76,7 @@ def warn_of_small_folds(ids: Array, metrics: tuple[Metric, ...]) -> None:
     """Warns of folds with fewer samples than a metric needs, where folds are known."""
     if not is_concrete(ids):
         return
-    smallest = int(np.bincount(np.asarray(ids)[np.asarray(ids) >= 0]).min())
+    smallest = int(np.min(np.bincount(np.asarray(ids)[np.asarray(ids) >= 0])))
     for metric in metrics:
         if smallest < metric.least:
             message = f"{metric.name} needs {metric.least} samples in each fold, and is NaN: the smallest has {smallest}."
@@ -114,7 +114,7 @@ def check(
             check_live(name, array, ids, n_folds)
     largest = x.shape[0]  # a bound, where it cannot be known
     if is_concrete(ids):
-        largest = int(np.bincount(np.asarray(ids)[np.asarray(ids) >= 0]).max())
+        largest = int(np.max(np.bincount(np.asarray(ids)[np.asarray(ids) >= 0])))
     elif groups is None and isinstance(folds, (int, np.integer)):
         largest = -(-largest // n_folds)
     return jnp.asarray(x), jnp.asarray(y), jnp.asarray(ids), n_folds, largest

@@ -172,9 +172,9 @@ def halve(sets: Sets, seed: int) -> tuple[Int[np.ndarray, " half"], Int[np.ndarr
     halves = split_stratified(next(iter(sets.values()))[0], 0.5, seed)[::-1]
     for labels, names in sets.values():
         counts = np.min([np.bincount(labels[half], minlength=len(names)) for half in halves], axis=0)
-        if counts.min() < 2:
-            least = f"at least 2 images of each category in each half, got {counts.min()} of {names[counts.argmin()]!r} in one"
-            raise ValueError(f"halves must have {least}.")
+        if np.min(counts) < 2:
+            got = f"{np.min(counts)} of {names[np.argmin(counts)]!r} in one"
+            raise ValueError(f"halves must have at least 2 images of each category in each half, got {got}.")
     return halves
 
 

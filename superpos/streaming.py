@@ -83,7 +83,7 @@ def align_stream(
     own_groups = _check_rows(*sides)
     assigned, n_folds = assign_folds(sides[0].n_rows, folds, None, key, own_groups if groups is None else groups)
     ids = np.asarray(assigned)
-    size = int(min(batch_size, np.bincount(ids[ids >= 0]).max()))
+    size = min(batch_size, int(np.max(np.bincount(ids[ids >= 0]))))
     rows = [jax.ShapeDtypeStruct((size, side.n_units), floating(side.dtype)) for side in sides]
     programs, latents = zip(*map(_encoder, SIDES, encode, rows), strict=True)
     # Closed over, they would be constants of the compiled step; left on the devices that trained them, it would be compiled

@@ -90,13 +90,13 @@ def load_brainscore(
     stimuli, which, count = np.unique(_text(assembly[identifier].values), return_inverse=True, return_counts=True)
     repetition = assembly["repetition"].values if "repetition" in assembly.coords else np.zeros(len(which))
     order = np.lexsort((repetition, which))
-    repeats = np.full((len(stimuli), count.max(), sizes["neuroid"]), np.nan, np.result_type(assembly.dtype, np.float32))
+    repeats = np.full((len(stimuli), int(np.max(count)), sizes["neuroid"]), np.nan, np.result_type(assembly.dtype, np.float32))
     repeats[which[order], np.arange(len(which)) - np.repeat(np.cumsum(count) - count, count)] = assembly.values[order]
     units = {str(name): _text(c.values) for name, c in assembly.coords.items() if c.dims == ("neuroid",)}
     names = None
     if images is not None:
         names = find_images(images, stimuli if stimulus_set is None else _filenames(stimulus_set, stimuli))
-    once = count.max() == 1
+    once = np.max(count) == 1
     return Recording(
         responses=repeats[:, 0] if once else None,
         repeats=None if once else repeats,

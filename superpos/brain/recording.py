@@ -260,7 +260,7 @@ class Recording:
             if labels is not None:  # each label is a node that all its rows are tied to
                 codes = np.unique(labels, return_inverse=True)[1]
                 edges.append(nodes + codes)
-                nodes += int(codes.max()) + 1
+                nodes += int(np.max(codes)) + 1
         ends = np.concatenate(edges)
         starts = np.tile(np.arange(n), len(edges))
         _, parts = connected_components(coo_array((np.ones(len(ends)), (starts, ends)), shape=(nodes, nodes)), directed=False)

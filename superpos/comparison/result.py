@@ -390,7 +390,7 @@ def _over_units(scores: Mapping[str, np.ndarray]) -> dict[str, Any]:
     if "units" not in scores:
         raise ValueError("over units needs a metric that scores each unit, and the same target units in a difference.")
     units = np.where(scores["live"], scores["units"], np.nan).mean(axis=0)
-    return stats.over_units(Score(jnp.nanmean(units), jnp.nanmean(units, axis=1), units, {}))
+    return stats.over_units(Score(jnp.nanmean(units), jnp.nanmean(units, axis=1), jnp.asarray(units), {}))
 
 
 OVER: dict[str, Callable[..., dict[str, Any]]] = {
