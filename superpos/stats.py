@@ -357,7 +357,8 @@ def _permuted(
     if groups is not None:
         _, index, counts = np.unique(np.asarray(groups), return_inverse=True, return_counts=True)
         if len(set(counts.tolist())) > 1:
-            raise ValueError(f"groups must have equally many samples to change places, got {np.min(counts)} to {np.max(counts)}.")
+            got = f"{np.min(counts)} to {np.max(counts)}"
+            raise ValueError(f"groups must have equally many samples to change places, got {got}.")
         by_group = jnp.asarray(np.argsort(index, kind="stable").reshape(len(counts), -1))
     key = jax.random.key(0) if key is None else key
     return _permutation_test(x, y, ids, by_group, key, metrics, n_folds, largest, n_permutations)
