@@ -146,8 +146,11 @@ class View:
         return {}
 
     def weights(self, params: Params) -> Params:
-        """The part of the params that `apply` reads. Views with the same `apply` share one compiled program."""
-        return params
+        """The part of the params that `apply` reads; of a view of another that other's, for one that learns nothing itself.
+
+        Views with the same `apply` share one compiled program.
+        """
+        return params if self.of is None else self.of.weights(params["base"])
 
     def apply(self, weights: Params, x: Float[Array, "n units"]) -> Float[Array, "n k"]:
         """The reading itself."""

@@ -39,10 +39,6 @@ class Both(View):
         """The view's, and as many as there are."""
         return self.of.size(n_units) + n_units
 
-    def weights(self, params: Params) -> Params:
-        """Those of the view that it is of."""
-        return self.of.weights(params["base"])
-
     def apply(self, weights: Params, x: jax.Array) -> jax.Array:
         """The view's units, then the side's own."""
         return jnp.concatenate([self.of.apply(weights, x), x], axis=1)

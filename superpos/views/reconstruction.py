@@ -47,10 +47,6 @@ class Reconstruction(View):
         """As many as there are."""
         return n_units
 
-    def weights(self, params: Params) -> Params:
-        """Those of the view that it is of."""
-        return self.of.weights(params["base"])
-
     def apply(self, weights: Params, x: jax.Array) -> jax.Array:
         """The reconstructed units."""
         return self.of.reconstruct(weights, x)

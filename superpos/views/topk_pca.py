@@ -53,10 +53,6 @@ class TopKPCA(View):
         """As many as those of the components."""
         return self.of.size(n_units)
 
-    def weights(self, params: Params) -> Params:
-        """Those of the components."""
-        return self.of.weights(params["base"])
-
     def apply(self, weights: Params, x: jax.Array) -> jax.Array:
         """The components that are kept, and zeros."""
         z = self.of.apply(weights, x)
