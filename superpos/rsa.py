@@ -4,6 +4,7 @@ A matrix over n stimuli is its upper triangle, row by row, `(n (n - 1) / 2,)`, a
 takes square ones too. `sp.metrics.RSA` is the metric of two sides; here are its parts, for matrices of one's own.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -50,8 +51,14 @@ def dissimilarities(
     if x.ndim != 2:
         raise ValueError(f"x must be (n_stimuli, n_units), got {x.shape}.")
     live = jnp.ones(x.shape[1], bool) if live is None else live
-    if noise is not None:
-        x = matmul(jnp.where(live, x, 0), _whitening(noise, x.shape[1], live))
+    whitening = None if noise is None else _whitening(noise, x.shape[1], live)
+    return _dissimilarities(x, distance, whitening, live)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _dissimilarities(x: Array, distance: str, whitening: Array | None, live: Array) -> Array:
+    if whitening is not None:
+        x = matmul(jnp.where(live, x, 0), whitening)
     if distance == "correlation":
         x = x - jnp.sum(jnp.where(live, x, 0), axis=1, keepdims=True) / jnp.sum(live)
     x = jnp.where(live, x, 0)
@@ -163,9 +170,14 @@ def compare(a: ArrayLike, b: ArrayLike, kind: Kind | Literal["cosine", "whitened
     a, b = condensed(a, "a"), condensed(b, "b")
     if a.shape != b.shape:
         raise ValueError(f"a and b must be of the same stimuli, got {_stimuli(a.size)} and {_stimuli(b.size)} of them.")
+    return _compare(a, b, kind)
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _compare(a: Array, b: Array, kind: Any) -> Array:
     if kind == "whitened":
         a, b = (_kernel(matrix).ravel() for matrix in (a, b))
-    if kind == "cosine" or kind == "whitened":
+    if kind in ("cosine", "whitened"):
         return safe_divide(jnp.sum(a * b), safe_norm(a) * safe_norm(b))
     tolerances = [16 * jnp.finfo(v.dtype).eps * jnp.median(jnp.abs(v)) for v in (a, b)]
     return masked_correlation(kind, a, b, jnp.ones(a.shape, bool), tolerances)
@@ -211,16 +223,20 @@ def noise_ceiling(matrices: ArrayLike, kind: Kind | Literal["cosine"] = "spearma
     matrices = jnp.asarray(as_array(matrices, "matrices"))
     if matrices.ndim not in (2, 3) or len(matrices) < 2:
         raise ValueError(f"matrices must be (n_subjects, pairs) or (n_subjects, n, n), at least 2, got {matrices.shape}.")
-    each = jnp.stack([condensed(matrix, "a matrix") for matrix in matrices])
+    return _ceiling(jnp.stack([condensed(matrix, "a matrix") for matrix in matrices]), kind)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _ceiling(each: Array, kind: str) -> Ceiling:
     if kind in ("pearson", "cosine"):
         each = each - jnp.mean(each, axis=1, keepdims=True) if kind == "pearson" else each
         scaled = each * safe_divide(jnp.ones_like(each[:, :1]), safe_norm(each, axis=1))
     else:
         scaled = jax.vmap(lambda matrix: _ranks(_tied(matrix, jnp.ones(matrix.shape, bool), 0.0)))(each)
     total = jnp.sum(scaled, axis=0)
-    upper = [compare(matrix, total, kind) for matrix in each]
-    lower = [compare(matrix, total - own, kind) for matrix, own in zip(each, scaled, strict=True)]
-    return Ceiling(jnp.mean(jnp.stack(lower)), jnp.mean(jnp.stack(upper)))
+    upper = lax.map(lambda matrix: _compare(matrix, total, kind), each)
+    lower = lax.map(lambda pair: _compare(pair[0], total - pair[1], kind), (each, scaled))
+    return Ceiling(jnp.mean(lower), jnp.mean(upper))
 
 
 def masked_correlation(kind: Kind, a: Array, b: Array, there: Array, tolerances: Sequence[Any]) -> Array:
