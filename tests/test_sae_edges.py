@@ -164,7 +164,12 @@ def test_what_is_not_finite_is_no_code(name):
     traced = np.asarray(jax.jit(sae.encode)(params, holed))
     assert np.isnan(traced[[3, 5]]).all()
     assert np.isfinite(np.delete(traced, [3, 5], axis=0)).all()
-    report = jax.jit(lambda params, x: sp.evaluation.evaluate(sae, params, x))(params, holed)
+
+
+def test_a_report_of_what_is_not_finite_is_nan():
+    sae = build("topk")
+    params = sae.calibrate(sae.init(jax.random.key(0)), X)
+    report = jax.jit(lambda params, x: sp.evaluation.evaluate(sae, params, x))(params, X.at[3, 2].set(jnp.nan))
     assert np.isnan(report.l0)
     assert np.isnan(report.fvu)
 
