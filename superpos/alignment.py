@@ -97,6 +97,13 @@ def in_precision(source: Any, target: Any, metrics: tuple[Metric, ...]) -> list[
     centred = [side if mean is None else side - mean for side, mean in zip(sides, means, strict=True)]
     known = [np.zeros(side.shape[1]) if mean is None else mean for side, mean in zip(sides, means, strict=True)]
     parts: list[Any] = []
+    for name, side, mean in zip(SIDES, sides, means, strict=True):
+        lost = mean is not None and (np.ptp(side, axis=0) > 0) & (np.ptp(side.astype(np.float32), axis=0) == 0)
+        if np.any(lost) and (of := [metric.name for metric in metrics if not metric.centres]):
+            raise ValueError(
+                f"{name} has {np.sum(lost)} units that are constant in float32 beside their means, on which {', '.join(of)} "
+                "depends: subtract the means, or enable x64."
+            )
     for centres in (True, False):
         if some := tuple(metric for metric in metrics if metric.centres == centres):
             parts.append((some, *centred, known) if centres else (some, *sides, None))

@@ -101,10 +101,10 @@ def check_lengths(source: tuple[int, ...], target: tuple[int, ...]) -> None:
         raise ValueError(f"source and target must have the same samples, got {x} and {y} (shapes {source} and {target}).{hint}")
 
 
-def labels_of(value: Any) -> list[str] | None:
-    """The labels of the samples of a data frame or an xarray.DataArray, None where they are only numbered."""
+def labels_of(value: Any, numbered: bool = False) -> list[str] | None:
+    """The labels of the samples of a data frame or an xarray.DataArray; pandas' own numbers are none unless `numbered`."""
     index = getattr(value, "index", None)
-    if index is not None and hasattr(index, "start"):  # pandas' numbering
+    if index is not None and hasattr(index, "start") and not numbered:
         return None
     if index is None or callable(index):
         dims = getattr(value, "dims", ())
@@ -116,17 +116,17 @@ def labels_of(value: Any) -> list[str] | None:
 
 def check_labels(source: Any, target: Any) -> None:
     """Samples that both sides label are in one order."""
-    x, y = labels_of(source), labels_of(target)
+    x, y = labels_of(source, numbered=True), labels_of(target, numbered=True)
     if x is None or y is None or x == y:
         return
-    shared = set(x) & set(y)
     if sorted(x) == sorted(y):
         raise ValueError("source and target label the same samples in different orders: reindex one by the other's labels.")
-    if shared:
-        raise ValueError(
-            f"source and target label their samples, but share only {len(shared)} of {len(set(x) | set(y))} labels: select and "
-            "order the samples that both have."
-        )
+    if labels_of(source) is None or labels_of(target) is None:  # names against mere numbers say nothing
+        return
+    raise ValueError(
+        f"source and target label their samples, but share only {len(set(x) & set(y))} of {len(set(x) | set(y))} labels: "
+        "select and order the samples that both have, or pass arrays."
+    )
 
 
 def check_values(name: str, array: np.ndarray) -> None:
@@ -200,6 +200,8 @@ def repeated(responses: Any, name: str = "responses") -> Any:
             raise ValueError(f"{name} must have an axis each of {', '.join(AXES)}, got axes named {', '.join(map(str, dims))}.")
         responses = responses.transpose(*(found[0] for found in order)).values
     responses = as_array(responses, name)
+    if responses.dtype.kind not in "fiub":
+        raise ValueError(f"{name} must hold real numbers, got an array of {responses.dtype}.")
     if not isinstance(responses, jax.core.Tracer) and np.isinf(responses).any():
         raise ValueError(f"{name} must be finite, or NaN where missing, got {np.isinf(responses).sum()} infinite.")
     if responses.ndim != 3:
@@ -209,6 +211,10 @@ def repeated(responses: Any, name: str = "responses") -> Any:
             f"{name} must be (n_stimuli, n_repeats, n_units), got {responses.shape}: more repeats than stimuli. Are the "
             "first two axes swapped? An xarray.DataArray with named dims is taken in any order."
         )
+    if not isinstance(responses, jax.core.Tracer) and responses.size and responses.dtype.itemsize > 2:
+        # A constant changes nothing of what repeats tell, and is taken off before single precision loses digits beside it.
+        known = np.sum(~np.isnan(responses), axis=(0, 1))
+        responses = responses - np.nansum(responses, axis=(0, 1), dtype=np.float64) / np.maximum(known, 1)
     return responses
 
 

@@ -62,7 +62,9 @@ def split_half(responses: Any, key: Key[Array, ""] | None = None, n_splits: int 
         raise ValueError(f"responses must be (n_stimuli, n_repeats, n_units), at least 2 repeats, got {responses.shape}.")
     if not isinstance(responses, jax.core.Tracer) and ((~np.isnan(responses)).sum(axis=1) < 2).any():
         stimulus, unit = np.argwhere((~np.isnan(responses)).sum(axis=1) < 2)[0]
-        raise ValueError(f"responses has fewer than two repeats of stimulus {stimulus} for unit {unit}: leave it out.")
+        raise ValueError(
+            f"responses has fewer than two repeats of stimulus {stimulus} for unit {unit}: leave that stimulus out."
+        )
     # Of its own: noise that was simulated with the same key would decide which half a repeat is in.
     key = jax.random.fold_in(jax.random.key(0) if key is None else key, zlib.crc32(b"split_half"))
     found, defined = _split_half(jnp.asarray(responses), key, n_splits)

@@ -45,6 +45,11 @@ def dissimilarities(
     [5.0, 4.0, 3.0]
     """
     x = as_array(x, "x")
+    if not isinstance(x, jax.core.Tracer) and x.ndim == 2 and x.dtype.kind in "fiub":
+        if wrong := int(np.sum(~np.isfinite(x))):
+            raise ValueError(f"x must be finite, got {wrong} NaN or infinite values.")
+        if distance != "cosine":  # what changes nothing goes before single precision loses digits beside it
+            x = x - np.mean(x, axis=1 if distance == "correlation" else 0, keepdims=True, dtype=np.float64)
     x = jnp.asarray(x, floating(x.dtype))
     if distance not in get_args(Distance):
         raise ValueError(f"distance must be one of {', '.join(get_args(Distance))}, got {distance!r}.")
@@ -78,9 +83,9 @@ def _dissimilarities(x: Array, distance: str, whitening: Array | None, live: Arr
 def crossvalidated(repeats: Any, *, noise: ArrayLike | None = None) -> Float[Array, " pairs"]:
     """The crossvalidated squared distance of every pair of stimuli: Δ of one repeat times Δ of another, over all pairs of them.
 
-    Noise adds nothing on average, where it makes any other distance larger: it is negative by chance where there is none. With
-    `noise` it is the crossvalidated Mahalanobis distance, "crossnobis". Source: Walther et al. 2016, "Reliability of
-    dissimilarity measures for multi-voxel pattern analysis".
+    Noise adds nothing on average, where it makes any other distance larger: patterns that do not differ have distances about 0,
+    half of them negative. With `noise` it is the crossvalidated Mahalanobis distance, "crossnobis". Source: Walther et al.
+    2016, "Reliability of dissimilarity measures for multi-voxel pattern analysis".
 
     Args:
         repeats: `(n_stimuli, n_repeats, n_units)`, at least 2 repeats, all there; or with named axes, see

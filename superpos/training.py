@@ -53,6 +53,8 @@ def fit(
 ) -> tuple[Any, dict[str, Array]]:
     """Trains one model for a number of steps, as a pure function of its keys: `jit` and `vmap` it.
 
+    NaN in the data trains NaN, which the history shows: a pure function cannot refuse it, `fit_stream` does.
+
     Under `vmap` over `key` with `data_key` unbatched, all models see the same batches, drawn once.
 
     Args:
@@ -79,6 +81,11 @@ def fit(
     """
     positive_integer("steps", steps)
     positive_integer("batch_size", batch_size)
+    if not callable(sample):
+        got = type(sample).__name__
+        raise ValueError(
+            f"sample must be a function (key, n) -> batch, got {got}: sp.fit_stream takes superpos.data.Batches(array, n)."
+        )
     optimizer = optax.adam(1e-3) if optimizer is None else optimizer
     init_key, loss_key, spare_key = jax.random.split(key, 3)
     data_key = spare_key if data_key is None else data_key

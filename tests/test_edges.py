@@ -161,12 +161,35 @@ def test_containers_that_would_be_read_for_something_else_are_refused():
         (scipy.sparse.csr_array(X), "source must be a dense array, got a sparse csr_array: pass its toarray"),
         (holed, "source must be finite in float32, got 1 NaN"),
         (frame.iloc[::-1], "label the same samples in different orders: reindex"),
+        (frame.add_prefix("unit ").set_axis([f"trial {i}" for i in range(N)]), "share only 0 of 120 labels"),
         (frame.rename(index={"image 3": "image 1000"}), "share only 59 of 61 labels"),
         (X.astype(complex), "source must hold real numbers"),
         (X.astype(object), "source must hold real numbers"),
     ):
         with pytest.raises(ValueError, match=message):
             sp.align(value, pandas.DataFrame(Y, index=labels), "cka")
+
+
+def test_shuffled_rows_are_refused_beside_numbered_ones():
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame(X)
+    sp.align(frame, pandas.DataFrame(Y, index=[f"image {i}" for i in range(N)]), "cka")  # names beside numbers say nothing
+    with pytest.raises(ValueError, match="label the same samples in different orders"):
+        sp.align(frame, frame.iloc[::-1], "cka")
+
+
+def test_offsets_of_repeats_and_patterns_do_not_matter():
+    rng = np.random.default_rng(0)
+    repeats = rng.normal(size=(40, 1, 3)) + rng.normal(size=(40, 4, 3))
+    for of in (sp.reliability.split_half, sp.brain.ncsnr, sp.rsa.crossvalidated):
+        np.testing.assert_allclose(of(repeats + 1e8), of(repeats), atol=1e-3)
+    for distance in ("correlation", "euclidean", "squared"):
+        np.testing.assert_allclose(sp.rsa.dissimilarities(X + 1e8, distance), sp.rsa.dissimilarities(X, distance), atol=1e-4)
+
+
+def test_a_metric_that_depends_on_means_says_that_they_leave_nothing():
+    with pytest.raises(ValueError, match="4 units that are constant in float32 beside their means, on which rsa depends"):
+        sp.align(X + 1e9, Y, ("cka", "rsa"))
 
 
 def test_a_comparison_reads_containers_too():

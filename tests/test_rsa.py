@@ -119,6 +119,8 @@ def test_it_is_pure():
         (lambda: sp.rsa.noise_ceiling(np.ones((3, 6)), "whitened"), "kind must be one of pearson, spearman"),
         (lambda: sp.rsa.compare(np.array([1, np.nan, 3]), np.ones(3)), "a must be finite, got 1 NaN"),
         (lambda: sp.rsa.crossvalidated(np.ones((5, 1, 3))), "at least 2 repeats"),
+        (lambda: sp.rsa.crossvalidated(np.full((5, 2, 3), "a")), "repeats must hold real numbers"),
+        (lambda: sp.rsa.dissimilarities(np.full((5, 3), np.nan)), "x must be finite, got 15 NaN"),
         (lambda: sp.rsa.crossvalidated(np.full((5, 2, 3), np.nan)), "repeats must all be there, got 30 NaN"),
         (lambda: sp.metrics.RSA(distance_of="l1"), "distance_of must be one of"),
     ],
