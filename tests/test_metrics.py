@@ -168,8 +168,8 @@ def test_gradients_are_those_of_finite_differences():
     for metric, slope, after, before in zip(SMOOTH, slopes, *ends, strict=True):
         np.testing.assert_allclose(slope, (after - before) / 2e-5, rtol=1e-5, atol=1e-8, err_msg=metric.name)
         assert slope != 0, metric.name
-    along = sum(np.sum(of_side * move) for of_side, move in zip(found, moves, strict=True))
-    np.testing.assert_allclose(along, np.sum(slopes), rtol=1e-8)
+    along = sum(np.sum(np.asarray(of_side) * move) for of_side, move in zip(found, moves, strict=True))
+    np.testing.assert_allclose(along, np.sum(np.asarray(slopes)), rtol=1e-8)
     jax.tree.map(lambda leaf: np.testing.assert_array_equal(np.isfinite(leaf), True), (found, of_equal, of_constant))
 
 
