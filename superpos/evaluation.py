@@ -14,10 +14,9 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
 from superpos import arrangements, moments, transport
-from superpos.checks import as_array
+from superpos.checks import as_array, positive_integer
 from superpos.linalg import matmul
 from superpos.metrics import FeatureRecovery, MeanCorrelation, Score, Uniqueness
-from superpos.metrics.base import positive_integer
 from superpos.moments import Moments
 from superpos.sae import SparseAutoencoder
 from superpos.sae.base import Params

@@ -122,6 +122,13 @@ def _inverse_root_jvp(variance: float, primals: Any, tangents: Any) -> tuple[Any
     return (root, rank), (matmul(vectors, slope * inside, vectors.T), np.zeros((), jax.dtypes.float0))
 
 
+def whitening(covariance: Float[Array, "n n"]) -> tuple[Float[Array, "n n"], Int[Array, ""]]:
+    """What makes units white, whatever their scales, and its rank: `inverse_root` of units scaled to variance 1 first."""
+    scale = safe_divide(jnp.ones_like(covariance[0]), safe_sqrt(jnp.diagonal(covariance)))
+    root, rank = inverse_root(covariance * scale[:, None] * scale)
+    return scale[:, None] * root, rank
+
+
 def matmul(*factors: Array) -> Array:
     """The product of matrices in full float32 precision, from the left."""
     return functools.reduce(functools.partial(jnp.matmul, precision=HIGHEST), factors)

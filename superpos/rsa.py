@@ -117,7 +117,8 @@ def crossvalidated(repeats: Any, *, noise: ArrayLike | None = None) -> Float[Arr
 
 
 def _whitening(noise: ArrayLike, n_units: int, live: Any = True) -> Array:
-    noise = jnp.asarray(noise, jnp.float32 if jnp.asarray(noise).dtype.kind in "iub" else None)
+    noise = jnp.asarray(noise)
+    noise = noise.astype(floating(noise.dtype))
     if noise.shape != (n_units, n_units):
         raise ValueError(f"noise must be the covariance ({n_units}, {n_units}) of the units, got {noise.shape}.")
     live = jnp.broadcast_to(jnp.asarray(live), n_units)

@@ -18,11 +18,10 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, Key
 
 from superpos import alignment, stats
-from superpos.checks import as_array
+from superpos.checks import as_array, positive_integer
 from superpos.folds import split_stratified
 from superpos.linalg import matmul
 from superpos.metrics import Ridge
-from superpos.metrics.base import positive_integer
 from superpos.views import Rows, View, encode_all, fit_all, params_of
 
 # By name of a set of categories: the category of each image, and the names of all.

@@ -19,10 +19,9 @@ from superpos import alignment
 from superpos import metrics as metrics_lib
 from superpos import moments as moments_lib
 from superpos.alignment import Metrics
-from superpos.checks import as_array, floating, is_concrete
+from superpos.checks import as_array, floating, is_concrete, positive_integer
 from superpos.folds import deal
 from superpos.metrics import Metric, Score
-from superpos.metrics.base import positive_integer
 from superpos.moments import Moments
 
 

@@ -15,9 +15,9 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
-from superpos.linalg import inverse_root, matmul
-from superpos.metrics.base import Metric, Samples, Score, from_folds, safe_divide, safe_sqrt
-from superpos.metrics.geometry import BOTH, masked
+from superpos.linalg import matmul, whitening
+from superpos.metrics.base import Metric, Samples, Score, from_folds, safe_sqrt
+from superpos.metrics.geometry import BOTH, lengths_hold, masked
 from superpos.metrics.registry import register
 from superpos.moments import Moments
 
@@ -82,10 +82,7 @@ class Cokurtosis(Metric):
             for values, live in ((evidence.x, evidence.source), (evidence.y, evidence.target)):
                 mean = jnp.sum(jnp.where(inside[:, None], values, 0), axis=0) / count
                 centred = jnp.where(inside[:, None] & live, values - mean, 0)
-                deviation = safe_sqrt(jnp.mean(centred**2, axis=0))
-                scale = safe_divide(jnp.ones_like(deviation), deviation)  # or units of small variance would be dropped
-                root, _ = inverse_root(matmul(centred.T, centred) * scale[:, None] * scale)
-                roots.append(jnp.where(count > jnp.sum(live), scale[:, None] * root, jnp.nan))
+                roots.append(jnp.where(count > jnp.sum(live), whitening(matmul(centred.T, centred))[0], jnp.nan))
             return roots[0], roots[1]
 
         return lax.map(of_fold, jnp.arange(evidence.n_folds))
@@ -97,11 +94,8 @@ class Cokurtosis(Metric):
             cumulants = lax.map(lambda inputs: _of_samples(evidence, *inputs), (jnp.arange(evidence.n_folds), fitted))
         else:
             live = evidence.live()
-            cumulants = _of_moments(masked(evidence))
-            for side, mask in zip((evidence.x, evidence.y), live, strict=True):
-                # As in CKA: the lengths of samples hold units that are constant in some folds only.
-                whole = ~jnp.any((side.squares > 0) & ~mask)
-                cumulants = tuple(jnp.where(whole, cumulant, jnp.nan) for cumulant in cumulants)
+            whole = lengths_hold(evidence)
+            cumulants = tuple(jnp.where(whole, cumulant, jnp.nan) for cumulant in _of_moments(masked(evidence)))
         xy, xx, yy = cumulants
         told = (xx * yy > 0) & jnp.isfinite(xy)
         cosine = xy * jnp.sign(xx) / jnp.where(told, safe_sqrt(jnp.abs(xx)) * safe_sqrt(jnp.abs(yy)), 1)

@@ -5,6 +5,7 @@ they weigh directions by variance, and mixing features changes which directions 
 """
 
 import dataclasses
+import functools
 from typing import Any, ClassVar, Literal
 
 import jax
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
-from superpos.linalg import inverse_root, matmul, polar, svd
+from superpos.linalg import inverse_root, matmul, polar, svd, whitening
 from superpos.metrics.base import (
     Metric,
     Samples,
@@ -97,9 +98,7 @@ class CKA(Metric):
         folds = safe_divide(squares["xy"], safe_sqrt(squares["xx"]) * safe_sqrt(squares["yy"]))
         if self.debiased:
             folds = jnp.clip(folds, -1, 1)
-            for side, mask in zip((evidence.x, evidence.y), live, strict=True):
-                folds = jnp.where(jnp.any((side.squares > 0) & ~mask), jnp.nan, folds)
-            folds = jnp.where(evidence.count > 3, folds, jnp.nan)
+            folds = jnp.where(lengths_hold(evidence) & (evidence.count > 3), folds, jnp.nan)
         return from_folds(folds, live)
 
     @staticmethod
@@ -277,11 +276,7 @@ class CCA(Metric):
 
         def whiten(scatter: Array) -> tuple[Array, Array]:
             # Directions do not depend on the units' scales, unless some are left out for their variance.
-            scale = jnp.ones_like(scatter[0])
-            if self.variance == 1:
-                scale = safe_divide(scale, safe_sqrt(jnp.diagonal(scatter)))
-            root, rank = inverse_root(scatter * scale[:, None] * scale, self.variance)
-            return scale[:, None] * root, rank
+            return whitening(scatter) if self.variance == 1 else inverse_root(scatter, self.variance)
 
         def solve(count: Array, xx: Any, xy: Array, yy: Any) -> tuple[Array, Array, Array, Array]:
             (x, x_rank), (y, y_rank) = whiten(xx), whiten(yy)
@@ -422,6 +417,12 @@ class Jaccard(Metric):
         index = jnp.where(source[:, None], index, -jnp.inf)
         there = target & jnp.any(source) & (active.y.mean > 0)
         return from_units(jnp.max(index, axis=1), there, {"partner": jnp.argmax(index, axis=1)})
+
+
+def lengths_hold(moments: Moments) -> Array:
+    """Whether the squared lengths of samples are those over live units: no unit is constant in some folds only."""
+    sides = zip((moments.x, moments.y), moments.live(), strict=True)
+    return ~functools.reduce(jnp.logical_or, (jnp.any((side.squares > 0) & ~mask) for side, mask in sides))
 
 
 def masked(moments: Moments, live: Any = None) -> Moments:
