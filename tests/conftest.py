@@ -1,6 +1,8 @@
 import compiling  # noqa: F401 (before JAX, whose environment it sets)
 
 # isort: split
+import gc
+
 import jax
 import jaxtyping
 import numpy as np
@@ -9,6 +11,14 @@ import pytest
 # Shapes in the annotations are checked at test time, where all arrays are JAX's; superpos is not imported before this.
 CHECKED = ["superpos.features", "superpos.toy", "superpos.sae", "superpos.metrics.base", "superpos.metrics.matching"]
 jaxtyping.install_import_hook(CHECKED, "beartype.beartype")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def programs():
+    """Lets go of a file's programs: each holds some maps of memory, and XLA crashes where a process has 65,530 of them."""
+    yield
+    jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture(scope="session")

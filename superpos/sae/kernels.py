@@ -97,16 +97,22 @@ def mean_square(error: Float[Array, "units n"]) -> Float[Array, ""]:
 def top_k_mask(x: Float[Array, "units n"], k: ArrayLike) -> Bool[Array, "units n"]:
     """Marks the k largest positive entries of each column; among equal ones the first. A traced k may be mapped over.
 
-    Many units: `lax.top_k`. Few: on CPU k - 1 passes over them, many times faster than `lax.top_k`, which sorts there.
-    Elsewhere their ranks: passes end where the data say, so that an accelerator's host would have to look in each step.
+    Many units: `lax.top_k`. Few: on CPU k - 1 passes over them, many times faster than `lax.top_k`, which sorts there. On
+    a GPU `lax.top_k` is the fastest for few units too; a traced k, which it does not take, goes by ranks.
     """
-    if len(x) > 512 and isinstance(k, int):
-        values, positions = lax.top_k(x.T, k)
-        samples = jnp.arange(x.shape[1])[:, None]
-        return jnp.zeros(x.T.shape, bool).at[samples, positions].set(values > 0, unique_indices=True).T
-    passes, ranks = functools.partial(_by_passes, k=k), functools.partial(_by_ranks, k=k)
+    few, known = len(x) <= 512, isinstance(k, int)
+    if known and not few:
+        return _by_sorting(x, k)
+    passes = functools.partial(_by_passes, k=k)
     # Ranks are the square of the units in operations.
-    return lax.platform_dependent(jnp.maximum(x, 0), cpu=passes, default=ranks if len(x) <= 512 else passes)
+    elsewhere = functools.partial(_by_sorting if known else _by_ranks, k=k) if few else passes
+    return lax.platform_dependent(jnp.maximum(x, 0), cpu=passes, default=elsewhere)
+
+
+def _by_sorting(x: Array, k: int) -> Array:
+    values, positions = lax.top_k(x.T, min(k, len(x)))
+    samples = jnp.arange(x.shape[1])[:, None]
+    return jnp.zeros(x.T.shape, bool).at[samples, positions].set(values > 0, unique_indices=True).T
 
 
 def _by_passes(x: Array, k: ArrayLike) -> Array:

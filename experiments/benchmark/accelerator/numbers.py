@@ -18,7 +18,7 @@ SIZES: dict[str, Any] = {
         "samples": 2000,
         "units": (24, 20),
         "steps": 20,
-        "threads": 8,
+        "threads": 16,
         "metrics": sp.metrics.names(),
         "saes": tuple(sp.sae.ARCHITECTURES),
     },

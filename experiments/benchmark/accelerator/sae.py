@@ -15,7 +15,7 @@ from jax import lax
 import superpos as sp
 from experiments.benchmark.accelerator.cards import best
 from superpos.sae.batch_topk import largest_mask
-from superpos.sae.kernels import _by_passes, _by_ranks, top_k_mask
+from superpos.sae.kernels import _by_passes, _by_ranks, _by_sorting, top_k_mask
 
 SIZES: dict[str, Any] = {
     "full": {"inputs": 512, "latents": 16_384, "k": 32, "batch_size": 4096, "steps": 50},
@@ -59,6 +59,7 @@ def run(size: dict[str, int], report) -> None:
         "64 units: by ranks": lambda x: _by_ranks(jnp.maximum(x[:64], 0), 7),
         "64 units: by passes": lambda x: _by_passes(jnp.maximum(x[:64], 0), 7),
         "64 units: lax.top_k": lambda x: lax.top_k(x[:64].T, 7)[0],
+        "64 units: by sorting": lambda x: _by_sorting(x[:64], 7),
     }
     for name, way in ways.items():
         selected = jax.jit(way)

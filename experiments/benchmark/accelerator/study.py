@@ -23,14 +23,12 @@ def run(size: tuple[str, ...], report) -> None:
         started = time.perf_counter()
         done = subprocess.run(
             command,
-            env={**os.environ, "JAX_COMPILATION_CACHE_DIR": f"{folder}/xla"},
-            capture_output=True,
-            text=True,
-            check=False,
+            env={**os.environ, "JAX_COMPILATION_CACHE_DIR": f"{folder}/xla", "JAX_LOG_COMPILES": "1"},
+            check=False,  # what it says, which programs it compiles included, is in study.log if it does not end in time
         )
         spent = time.perf_counter() - started
         if done.returncode:
-            raise SystemExit((done.stderr.strip() or "no word").splitlines()[-1])
+            raise SystemExit(done.returncode)
         found = read_json(Path(folder) / "run" / "results.json")
     alignment = {row["comparison"]: row["mean"] for row in found["rows"] if row["metric"] == "soft_match"}  # of the last width
     said = ", ".join(f"{name} {alignment[name]:.3f}" for name in ("neuron->neuron", "sae->sae"))
