@@ -32,6 +32,7 @@ What is measured:
 - `metrics`: all that `align` takes, `sp.metrics.names()`; `moments`, the sums over samples that most of them read.
 - `stats`, `reliability`: intervals, chance levels and comparisons; noise ceilings.
 - `rsa`: dissimilarity matrices, compared, with their noise ceiling.
+- `cumulants`: how many features a representation holds, and along which directions, without training.
 - `theory`: alignment predicted from arrangements alone.
 - `sparse_coding`, `probe`: controls that know the truth, an oracle and a supervised read-out.
 - `selectivity`: what single units stand for.
@@ -46,6 +47,7 @@ from superpos import (
     arrangements,
     brain,
     comparison,
+    cumulants,
     evaluation,
     features,
     folds,
@@ -87,6 +89,7 @@ __all__ = [
     "brain",
     "compare",
     "comparison",
+    "cumulants",
     "evaluation",
     "features",
     "fit",

@@ -7,6 +7,8 @@ from superpos.metrics.base import Metric as Metric
 from superpos.metrics.base import Samples as Samples
 from superpos.metrics.base import Score as Score
 from superpos.metrics.cumulants import Cokurtosis as Cokurtosis
+from superpos.metrics.cumulants import CumulantCCA as CumulantCCA
+from superpos.metrics.cumulants import CumulantCKA as CumulantCKA
 from superpos.metrics.geometry import CCA as CCA
 from superpos.metrics.geometry import CKA as CKA
 from superpos.metrics.geometry import Jaccard as Jaccard
