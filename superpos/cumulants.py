@@ -80,9 +80,12 @@ def init(n_x: int, n_y: int, n_folds: int = 1, *, mixed: bool = False, dtype: An
     """
     p, q = (n_pairs(n + 1) for n in (n_x, n_y))
     shapes = {"xx": (p, p), "xy": (p, q), "yy": (q, q), "xxxy": (p, n_x + 1, n_y + 1)}
-    return Sums(**{
-        name: None if name == "xxxy" and not mixed else jnp.zeros((n_folds, *shape), dtype) for name, shape in shapes.items()
-    })
+    return Sums(
+        **{
+            name: None if name == "xxxy" and not mixed else jnp.zeros((n_folds, *shape), dtype)
+            for name, shape in shapes.items()
+        }
+    )
 
 
 def update(sums: Sums, x: Float[Array, "n x"], y: Float[Array, "n y"], fold: Int[Array, ""], valid: Any = True) -> Sums:
@@ -100,7 +103,12 @@ def update(sums: Sums, x: Float[Array, "n x"], y: Float[Array, "n y"], fold: Int
     if sums.xxxy is not None:
         both = (x[:, :, None] * y[:, None, :]).reshape(len(x), -1)
         added["xxxy"] = matmul(a.T, both).reshape(sums.xxxy.shape[1:])
-    return dataclasses.replace(sums, **{name: getattr(sums, name).at[fold].add(value) for name, value in added.items()})
+    index = jnp.asarray(fold)
+
+    def put(old: Array, value: Array) -> Array:
+        return lax.dynamic_update_index_in_dim(old, old[index] + value, index, 0)
+
+    return dataclasses.replace(sums, **{name: put(getattr(sums, name), value) for name, value in added.items()})
 
 
 def count(sums: Sums) -> Float[Array, " folds"]:
@@ -144,7 +152,9 @@ def cumulants(sums: Sums, x_map: Float[Array, "x a"] | None = None, y_map: Float
     own_x, own_y = unpacked(cx), unpacked(cy)
     mixed = None
     if sums.xxxy is not None:
-        fourth = jnp.einsum("qp,pab,ca,db->qcd", pairs_x[:p], sums.xxxy / n, of_x[:a], of_y[:b], precision=lax.Precision.HIGHEST)
+        fourth = jnp.einsum(
+            "qp,pab,ca,db->qcd", pairs_x[:p], sums.xxxy / n, of_x[:a], of_y[:b], precision=lax.Precision.HIGHEST
+        )
         i, j, weight = _pairs(a)
         crossed = own_x[i][:, :, None] * cov[j][:, None, :] + own_x[j][:, :, None] * cov[i][:, None, :]
         mixed = unbiased(fourth, cx[:, None, None] * cov + weight[:, None, None] * crossed)
@@ -200,7 +210,7 @@ def _pairs(n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """First and second unit of each pair, and its weight: those with the last unit stand behind all others."""
     i, j = np.triu_indices(n)
     order = np.lexsort((i, j))  # by the second: pairs of the first n - 1 units are those of n - 1 units
-    i, j = i[order], j[order]
+    i, j = (index[order].astype(np.int32) for index in (i, j))
     return i, j, np.where(i == j, 1, math.sqrt(2)).astype(np.float32)
 
 
@@ -278,9 +288,9 @@ def count_features(
         ValueError: an array that is not two-dimensional and finite; fewer than 2 components or splits.
 
     >>> rng = np.random.default_rng(0)
-    >>> z = rng.uniform(0.3, 1, (8000, 6)) * (rng.random((8000, 6)) < 0.05)
-    >>> count_features(z @ rng.normal(size=(6, 4))).count
-    6.0
+    >>> z = rng.uniform(0.3, 1, (16_000, 8)) * (rng.random((16_000, 8)) < 0.05)
+    >>> count_features(z @ rng.normal(size=(8, 6))).count
+    8.0
     """
     x = _checked(x)
     key = jax.random.key(0) if key is None else key
@@ -383,11 +393,11 @@ def sums_of(x: Float[Array, "n x"], y: Float[Array, "n y"], valid: Any = True, *
 
 
 def white_basis(x: Float[Array, "n units"], size: int, valid: Any = True) -> tuple[Array, Array, Array]:
-    """Of samples that are `valid`: the mean, the leading principal components scaled to variance 1, `(units, size)`, and their
-    share of the variance. Components that are rounding errors are 0.
+    """The mean, the leading principal components scaled to variance 1, `(units, size)`, and their share of the variance.
 
-    Of all components, those of units of variance 1, so that scales cost no digits; of fewer, those of the units as they are,
-    so that a rotation changes nothing. With fewer samples than units they come from the products of samples.
+    Only samples that are `valid` count, and components that are rounding errors are 0. Of all components, those of units of
+    variance 1, so that scales cost no digits; of fewer, those of the units as they are, so that a rotation changes nothing.
+    With fewer samples than units they come from the products of samples.
     """
     inside = jnp.broadcast_to(jnp.asarray(valid), x.shape[:1])[:, None]
     n = jnp.sum(inside, dtype=x.dtype)
@@ -450,9 +460,7 @@ def directions(
     if not 1 <= size <= x.shape[1]:
         raise ValueError(f"components must be between 1 and the {x.shape[1]} units, got {components}.")
     if not isinstance(n_features, (int, np.integer)) or not 1 <= n_features <= n_pairs(size):
-        raise ValueError(
-            f"n_features must be between 1 and the {n_pairs(size)} pairs of {size} components, got {n_features}."
-        )
+        raise ValueError(f"n_features must be between 1 and the {n_pairs(size)} pairs of {size} components, got {n_features}.")
     if n_starts < 1 or steps < 1:
         raise ValueError(f"n_starts and steps must be at least 1, got {n_starts} and {steps}.")
     return _directions(jnp.asarray(x), key, int(n_features), size, n_starts, steps)

@@ -290,11 +290,15 @@ class Plan:
         place = {name: (i, at) for i, stack in enumerate(self.stacks) for at, name in enumerate(stack.names)}
         # Comparisons of the same shapes share a program, whatever the views.
         programs: dict[Any, list[tuple[Any, list[tuple[_Reader, int]]]]] = {}
+        reader = functools.cache(lambda i, name: self._reader(i, name, fits))  # sides of one stack are read alike
         for label, listed in self.pairs.items():
             for comparison, pair in itertools.product(self.of_label[label], listed):
                 if (label, comparison) in missing:
                     continue
-                both = [self._reader(*place[side], name, fits) for side, name in zip(pair, ends(comparison), strict=True)]
+                both = []
+                for side, name in zip(pair, ends(comparison), strict=True):
+                    i, at = place[side]
+                    both.append(reader(i, name)._replace(at=at))
                 for seed in range(max(reader.n_seeds for reader in both)):
                     key = tuple(reader.program for reader in both)
                     programs.setdefault(key, []).append(((label, pair, comparison), [(reader, seed) for reader in both]))
@@ -310,8 +314,8 @@ class Plan:
                 cells.setdefault(cell, []).append(jax.tree.map(lambda leaf, j=j: leaf[j], swept))
         return {cell: jax.tree.map(lambda *leaves: np.stack(leaves), *seeds) for cell, seeds in cells.items()}
 
-    def _reader(self, i: int, at: int, name: str, fits: list[dict[str, Fits]]) -> "_Reader":
-        """How a view of a side is read: which program, and of how many seeds."""
+    def _reader(self, i: int, name: str, fits: list[dict[str, Fits]]) -> "_Reader":
+        """How a view of the first side of a stack is read: which program, and of how many seeds."""
         stack = self.stacks[i]
         family = next(family for family in fits[i].values() if name in family.views)
         view = stack.views[name]
@@ -321,7 +325,7 @@ class Plan:
         # What a view closes over is not told in the program's text.
         text = str(traced) if not traced.consts else str(id(view))
         n_seeds = family.n_seeds if view.random else 1
-        return _Reader(i, at, name, n_seeds, text, (i, units.shape[1], text if view.costly else ""))
+        return _Reader(i, 0, name, n_seeds, text, (i, units.shape[1], text if view.costly else ""))
 
     def _compare(self, views: Sequence[Sequence[View]]) -> Callable[..., Any]:
         """`compare(row, data)` for `sp.sweep`: a row is side, view and weights of the source, then of the target."""

@@ -193,9 +193,7 @@ class _OfPairs(Metric):
     def fit(self, evidence: Samples, *, mixed: bool = False) -> _Fitted:
         """Bases of all samples; of each training part what makes it white, its cumulants, and maps."""
         inside = (evidence.fold_ids >= 0) & (evidence.fold_ids < evidence.n_folds)
-        found = [
-            cumulants.white_basis(side, min(side.shape[1], self.components), inside) for side in (evidence.x, evidence.y)
-        ]
+        found = [cumulants.white_basis(side, min(side.shape[1], self.components), inside) for side in (evidence.x, evidence.y)]
         bases = tuple((mean, root) for mean, root, _ in found)
         sums = self._sums(evidence, bases, mixed=mixed)
         alone = evidence.n_folds == 1
@@ -269,10 +267,12 @@ class CumulantCKA(_OfPairs):
     training part, and read on their leading principal components.
 
     **The hidden part.** Were y = x W, K_xy would be K_xx with W on its second pair. W is fitted to the training part in three
-    ways: by least squares, which noise on x attenuates; and to cumulants, cum(x_i, x_j, x_k, y_l) = Σ_a cum(x_i, x_j, x_k, x_a)
-    W_al, with and without products of two halves, which it does not. The one that explains most over all folds counts. With the
-    cosine of K_xy and that surrogate, linear = c cos², hidden = c - linear. It is of this direction, source to target. Hidden is what no linear map explains. **Superposition is one of four causes**: the others are units that are not linear in
-    the features, target units that hold conjunctions of the source's, and units that were not recorded.
+    ways: by least squares, which noise on x attenuates; and to cumulants, with and without products of two halves, which it
+    does not: cum(x_i, x_j, x_k, y_l) = Σ_a cum(x_i, x_j, x_k, x_a) W_al. The one that explains most over all folds counts. With
+    the cosine of K_xy and that surrogate, linear = c cos², hidden = c - linear. It is of this direction, source to target.
+    Hidden is what no linear map explains. **Superposition is one of four causes**: the others are units that are not linear in
+    the features, target units that hold conjunctions of the source's, and units that were not recorded. Where noise drowns
+    directions of ill-conditioned units, no map of them can be fitted either (.33 for noise as strong as 40 mixed units).
 
     It assumes independent features and linear units. In superposition directions interfere, and c falls below ρ: .84 for 40
     features in 20 units at ρ = 1, .6 in 10. Common gain or density of features scales it down, and unrelated sides stay near
@@ -289,9 +289,10 @@ class CumulantCKA(_OfPairs):
             covary: what gain, density or strength of noise in common does to unrelated sides.
         split: whether to find the linear part, which takes about as long again.
 
-    Details, `(folds,)`: `linear`, `hidden`, `cosine`; `hidden_least_squares`, the same by an ordinary regression; `with_energy`,
-    the score without projection: a gap above .12 says that energies covary; `source_cumulant`, `target_cumulant`, the debiased
-    squared norms; scalars `hidden_error`, a jackknife over folds of the hidden part, `source_kept`, `target_kept`.
+    Details, `(folds,)`: `linear`, `hidden`, `cosine`; `hidden_least_squares`, the same by an ordinary regression;
+    `with_energy`, the score without projection, which lies far from the score where energies covary; `source_cumulant`,
+    `target_cumulant`, the debiased squared norms. Scalars: `hidden_error`, a jackknife over folds of the hidden part;
+    `source_kept`, `target_kept`.
 
     >>> import superpos as sp
     >>> x, y = jnp.zeros((30, 3)), jnp.zeros((30, 2))
@@ -378,10 +379,10 @@ class CumulantCCA(_OfPairs):
     Canonical correlations of quadricovariances: with K_xx = V Λ Vᵀ cut at its rank, Λ^-½ Vᵀ K_xy V Λ^-½ has a singular value 1
     for each line that both sides have, and 0 for the others. Directions come from the training part, correlations from the
     held-out part. c = Σ_i s_i t_i / √(lines of x · lines of y), s and t the correlations on both parts, so that lines of noise
-    count 0 on average. Symmetric. Invariant to every linear map of either side that can be undone, where all components are read.
+    count 0 on average. Symmetric. Invariant to every linear map of either side that can be undone, if all components are read.
 
-    The ranks are what brings the truncated matrix of one half of the training folds nearest to that of the other half, as
-    in `sp.cumulants.count_features`, with fewer samples: it needs three folds, and is NaN with fewer unless `n_features` is given.
+    The ranks are what brings the truncated matrix of one half of the training folds nearest to that of the other half, as in
+    `sp.cumulants.count_features`, of fewer samples: it needs three folds, and is NaN with fewer unless `n_features` is given.
     It assumes independent features and linear units, and fewer lines than `most`. What breaks `count_features` breaks this.
     Source: Podosinnikova, Bach & Lacoste-Julien 2016, arXiv 1602.09013, for shared components from joint cumulants; Cardoso
     1991; the metric is ours.
@@ -407,6 +408,12 @@ class CumulantCCA(_OfPairs):
     n_features: tuple[int, int] | None = None
     most: int = 128
     symmetric: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        positive_integer("most", self.most)
+        if self.n_features is not None and (len(self.n_features) != 2 or min(self.n_features) < 1):
+            raise ValueError(f"n_features must be two numbers, at least 1, got {self.n_features}.")
 
     def fit(self, evidence: Samples, *, mixed: bool = False) -> Any:
         """What is learned from each training part, and the directions of the lines."""

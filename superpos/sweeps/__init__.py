@@ -177,7 +177,7 @@ def _compile(plan: Plan, limits: Any, devices: Any, bar: Any, budget: float) -> 
     share = 1.0
     for attempt in range(1, 5):
         sizes = plan.sizes(limits[0], limits[1], len(devices))
-        program = Program(plan.branches(sizes), plan.shared, devices, bar)
+        program = Program(plan.branches(sizes, heard=bar.active), plan.shared, devices, bar)
         need = agree(program.memory, largest=True)
         if need <= budget or sizes == smallest:
             break

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend.core import jaxpr_as_fun
 
 from superpos.results import Run, fingerprint, raw
 from superpos.sweeps.processes import broadcast
@@ -166,7 +167,8 @@ class Plan:
             for path, leaf in jax.tree_util.tree_leaves_with_path(struct):
                 if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
                     raise ValueError(f"train returns a typed key in {path_name(path)!r}: return its jax.random.key_data.")
-        self.functions = {"train": [jaxpr for jaxpr, _ in traced]}
+        self.traced = {"train": traced}
+        self.scorers: list[Any] = []
         self.stages = {"train": Stage([struct for _, struct in traced], layout.shape("train"))}
         if score is not None:
             self._add_scores(score, wrap_shared, point, shared)
@@ -182,7 +184,6 @@ class Plan:
             return scored
 
         # Where models are alike and `score` asks for nothing that differs, one branch serves several settings.
-        self.scorers: list[Any] = []
         self.scorer_of: list[int] = []
         known: dict[str, int] = {}
         traced: list[Any] = []
@@ -195,7 +196,7 @@ class Plan:
                 self.scorers.append((scorer(asked), struct))
                 traced.append(jax.make_jaxpr(self.scorers[-1][0], return_shape=True)(struct, struct, point, shared))
             self.scorer_of.append(known[alike])
-        self.functions["score"] = [jaxpr for jaxpr, _ in traced]
+        self.traced["score"] = traced
         self.stages["score"] = Stage([traced[i][1] for i in self.scorer_of], self.layout.shape("score"))
 
     def describe(self) -> dict[str, Any]:
@@ -210,7 +211,7 @@ class Plan:
             "keys": _digest(self.keys),
             "data_key": _digest(self.shared[0]),
             "eval_key": _digest(self.shared[1]),
-            **{name: fingerprint(jaxprs) for name, jaxprs in self.functions.items()},
+            **{name: fingerprint([jaxpr for jaxpr, _ in traced]) for name, traced in self.traced.items()},
         }
 
     def sizes(self, models: float, pairs: float, n_devices: int) -> Sizes:
@@ -228,8 +229,16 @@ class Plan:
         split = min((0, 1), key=lambda axis: math.prod(choices[axis]))
         return Sizes(rows, (*choices[split], targets), split)
 
-    def branches(self, sizes: Sizes) -> list[Branch]:
-        """What the program must be able to do."""
+    def branches(self, sizes: Sizes, *, heard: bool) -> list[Branch]:
+        """What the program must be able to do.
+
+        Args:
+            sizes: of its calls.
+            heard: whether loops inside report progress: then functions are traced anew, for those that hear it.
+        """
+        trainers, scorers = self.trainers, [score for score, _ in self.scorers]
+        if not heard:
+            trainers, scorers = ([_replay(*traced) for traced in self.traced.get(stage, ())] for stage in ("train", "score"))
         branches: list[Branch] = []
         inputs: Tree
         split_inputs: Tree
@@ -237,7 +246,7 @@ class Plan:
         for piece in self.pieces(sizes):
             runs[piece.stage][piece.config] += 1
         key, point = _struct(self.keys[0]), _struct({name: array[0] for name, array in self.points.items()})
-        for config, train in enumerate(self.trainers):
+        for config, train in enumerate(trainers):
 
             def train_rows(inputs: Any, shared: Any, train: Any = train) -> Any:
                 return _each(lambda key, point: train(key, point, shared), *inputs)
@@ -246,7 +255,7 @@ class Plan:
             branches.append(Branch(train_rows, _batch((key, point), sizes.rows), outputs, 0, 0, runs["train"][config]))
         if "score" not in self.stages:
             return branches
-        for i, (score, state) in enumerate(self.scorers):
+        for i, (score, (_, state)) in enumerate(zip(scorers, self.scorers, strict=True)):
             if self.layout.pairs is not None:
 
                 def score_listed(inputs: Any, shared: Any, score: Any = score) -> Any:
@@ -357,6 +366,12 @@ def _each(function: Callable[..., Any], *inputs: Any) -> Any:
     if len(jax.tree.leaves(inputs)[0]) > 1:
         return jax.vmap(function)(*inputs)
     return jax.tree.map(lambda leaf: leaf[None], function(*jax.tree.map(lambda leaf: leaf[0], inputs)))
+
+
+def _replay(traced: Any, struct: Any) -> Callable[..., Any]:
+    """The function that was traced: tracing it anew would take as long again."""
+    evaluate, structure = jaxpr_as_fun(traced), jax.tree.structure(struct)
+    return lambda *arguments: jax.tree.unflatten(structure, evaluate(*jax.tree.leaves(arguments)))
 
 
 def _indices(ends: tuple[int, int], size: int) -> np.ndarray:

@@ -78,7 +78,7 @@ def sweep(size, devices):
     keys = jax.random.split(jax.random.key(0), 2 * len(devices))
     plan = Plan(train, None, Layout((), len(keys), None), keys, jax.random.key(1), jax.random.key(2))
     sizes = plan.sizes(math.inf, math.inf, len(devices))
-    program = Program(plan.branches(sizes), plan.shared, devices, Bar(False, ""))
+    program = Program(plan.branches(sizes, heard=False), plan.shared, devices, Bar(False, ""))
     (piece,) = plan.pieces(sizes)
     alone = jax.jit(train)(keys[3], jax.random.key(1))
     difference = _difference(jax.tree.map(lambda leaf: leaf[3], plan.do(piece, program, sizes)), alone)
