@@ -19,6 +19,7 @@ Compare two of them, disentangle one with a sparse autoencoder, and compare what
 What there is to compare:
 
 - `features`, `arrangements`, `toy`: sparse features, how units mix them, and models that learn to.
+- `worlds`: pairs of systems whose shared features are known.
 - `sae`, `evaluation`: sparse autoencoders, and how good they are.
 - `brain`: recordings, read from files or simulated.
 - `views`: ways to read a representation, such as an SAE and its controls.
@@ -69,6 +70,7 @@ from superpos import (
     training,
     transport,
     views,
+    worlds,
 )
 from superpos.alignment import align, reads, score
 from superpos.comparison import compare
@@ -116,4 +118,5 @@ __all__ = [
     "training",
     "transport",
     "views",
+    "worlds",
 ]

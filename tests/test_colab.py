@@ -20,6 +20,7 @@ SMALL = {
         "METRICS": ["semi_match"],
         "EXTRACT": False,
     },
+    "without_training": {"N_FEATURES": 12, "WIDTH": 6, "STEPS": 20, "N_SAMPLES": 600},
     "brain": {
         "N_STIMULI": 200,
         "N_OTHER": 500,

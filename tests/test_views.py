@@ -40,6 +40,7 @@ def square(x):
 SETTINGS = {
     "topk_pca": {"k": 2},
     "ica": {"max_iter": 1},  # of Gaussian samples it does not converge: rounding grows from step to step
+    "cumulant": {"n_features": 3, "polish": 2, "steps": 10},
     "sae": {name: getattr(SAE, name) for name in ("expansion", "k", "steps", "batch_size", "options")},
     "random_sae": {"of": LOADED, "k": 2},
     "reconstruction": {"of": views.TopKPCA(k=2)},

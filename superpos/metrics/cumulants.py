@@ -190,8 +190,8 @@ class _OfPairs(Metric):
 
         return lax.map(of_fold, jnp.arange(samples.n_folds))
 
-    def fit(self, evidence: Samples, *, mixed: bool = False) -> _Fitted:
-        """Bases of all samples; of each training part what makes it white, its cumulants, and maps."""
+    def learn(self, evidence: Samples, *, mixed: bool = False) -> tuple[_Fitted, cumulants.Sums]:
+        """Bases of all samples; of each training part what makes it white, its cumulants, and maps; the sums of each fold."""
         inside = (evidence.fold_ids >= 0) & (evidence.fold_ids < evidence.n_folds)
         found = [cumulants.white_basis(side, min(side.shape[1], self.components), inside) for side in (evidence.x, evidence.y)]
         bases = tuple((mean, root) for mean, root, _ in found)
@@ -212,7 +212,7 @@ class _OfPairs(Metric):
             return tuple(roots), training, jnp.stack(maps)
 
         roots, training, maps = lax.map(of_fold, (jnp.arange(evidence.n_folds), sums))
-        return _Fitted(bases, roots, training, maps, tuple(share for *_, share in found))  # type: ignore[arg-type]
+        return _Fitted(bases, roots, training, maps, tuple(share for *_, share in found)), sums  # type: ignore[arg-type]
 
     def _both(self, fitted: _Fitted, evidence: Samples) -> tuple[Cumulants, Cumulants]:
         """The cumulants of the held-out part and of the training part of each fold."""
@@ -307,10 +307,9 @@ class CumulantCKA(_OfPairs):
     split: bool = True
     symmetric: ClassVar[bool] = True
 
-    def fit(self, evidence: Samples, *, mixed: bool = False) -> _Fitted:
+    def fit(self, evidence: Samples) -> _Fitted:
         """What is learned from each training part."""
-        del mixed
-        return super().fit(evidence, mixed=self.split)
+        return self.learn(evidence, mixed=self.split)[0]
 
     def evaluate(self, fitted: _Fitted, evidence: Samples) -> Score:
         """Each held-out part against its training part."""
@@ -415,16 +414,14 @@ class CumulantCCA(_OfPairs):
         if self.n_features is not None and (len(self.n_features) != 2 or min(self.n_features) < 1):
             raise ValueError(f"n_features must be two numbers, at least 1, got {self.n_features}.")
 
-    def fit(self, evidence: Samples, *, mixed: bool = False) -> Any:
+    def fit(self, evidence: Samples) -> Any:
         """What is learned from each training part, and the directions of the lines."""
-        del mixed
-        fitted = super().fit(evidence)
+        fitted, sums = self.learn(evidence)
         if self.n_features is not None:
             ranks: Any = tuple(jnp.full(evidence.n_folds, rank) for rank in self.n_features)
         elif evidence.n_folds < 3:
             ranks = (jnp.full(evidence.n_folds, -1),) * 2
         else:
-            sums = self._sums(evidence, fitted.bases)
             ranks = lax.map(lambda inputs: _ranks(sums, *inputs), (jnp.arange(evidence.n_folds), fitted.roots))
 
         def of_fold(inputs: Any) -> Any:

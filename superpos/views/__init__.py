@@ -8,6 +8,7 @@ To add one: write it in a file here, and name it in `VIEWS`.
 
 from superpos.views.base import Draw, Rows, View, encode_all, fit_all, params_of, prepare_all, shared
 from superpos.views.both import Both
+from superpos.views.cumulant import Cumulant
 from superpos.views.given import Given
 from superpos.views.ica import ICA
 from superpos.views.layer_norm import LayerNorm
@@ -29,6 +30,7 @@ __all__ = [
     "SAE",
     "VIEWS",
     "Both",
+    "Cumulant",
     "Draw",
     "Given",
     "LayerNorm",
@@ -60,6 +62,7 @@ VIEWS: dict[str, type[View]] = {
     "signed_pca": SignedPCA,
     "topk_pca": TopKPCA,
     "ica": ICA,
+    "cumulant": Cumulant,
     "sae": SAE,
     "random_sae": Untrained,
     "loaded": Loaded,
