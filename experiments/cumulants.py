@@ -52,9 +52,11 @@ def get_config() -> ConfigDict:
     config.overlap = (0.0, 0.25, 0.5, 0.75, 1.0)
     config.probability = 0.05  # of a feature being active in a world
     config.n_samples = 16_000
+    config.metrics = METRICS
     config.worlds = tuple(WORLDS)  # those of 16 units that are made, at three overlaps
     config.architectures = tuple(sp.sae.ARCHITECTURES)  # of the SAEs, each in the middle of its ladder
     config.recovery = ConfigDict({"n_hidden": (16, 32), "n_samples": 65_536})  # samples that lines are found in
+    config.starts = (200, 2000)  # steps of TopK SAEs that start at random, and along lines
     config.sae.steps = 2000
     config.chunk = 1
     return config
@@ -70,14 +72,14 @@ def overlaps(config: ConfigDict, key: Any, data_key: Any, n_units: int, overlap:
     settings = {name: values[jnp.asarray(world, int)] for name, values in table.items()}
     made = sp.worlds.World(32, n_units, overlap, probability=config.probability, **settings)
     pair = made.sample(jax.random.fold_in(key, n_units), config.n_samples)
-    return measured(pair.x, pair.y)
+    return measured(config, pair.x, pair.y)
 
 
-def measured(x: Any, y: Any) -> dict[str, Any]:
+def measured(config: ConfigDict, x: Any, y: Any) -> dict[str, Any]:
     """A number for each metric, and the parts of cumulant CKA."""
-    scores = sp.align(x, y, METRICS)
-    parts = {part: scores["cumulant_cka"].details[part].mean() for part in PARTS}
-    return {**{name: scores[name].mean for name in METRICS}, **parts}
+    scores = sp.align(x, y, config.metrics)
+    parts = scores["cumulant_cka"].details if "cumulant_cka" in scores else {}
+    return {**{name: scores[name].mean for name in config.metrics}, **{name: parts[name].mean() for name in PARTS if parts}}
 
 
 def trained(config: ConfigDict, key: Any, data_key: Any, n_hidden: int) -> dict[str, Any]:
@@ -91,7 +93,7 @@ def trained(config: ConfigDict, key: Any, data_key: Any, n_hidden: int) -> dict[
     def scored(shared: Any) -> dict[str, Any]:
         w = jnp.where(shared, z, other)
         truth = jnp.sum(shared * norms[0] * norms[1]) / jnp.linalg.norm(norms[0]) / jnp.linalg.norm(norms[1])
-        return {"truth": truth, **measured(model.encode(first, z), model.encode(second, w))}
+        return {"truth": truth, **measured(config, model.encode(first, z), model.encode(second, w))}
 
     shares = lax.map(scored, jnp.stack([jnp.ones(n, bool), half]))
     found = {name: jax.tree.map(lambda leaf, i=i: leaf[i], shares) for i, name in enumerate(("all", "half"))}
@@ -112,6 +114,7 @@ def compute(config: ConfigDict, run: Run) -> dict[str, Any]:
     started = time.perf_counter()
     options = {"data_key": data_key, "chunk": config.chunk or None}
     rows = []
+    metrics = [*config.metrics, *(PARTS if "cumulant_cka" in config.metrics else ())]
     names, at_overlaps = list(WORLDS), list(map(float, config.overlap))
     of_worlds = [float(names.index(world)) for world in config.worlds]
     for kind, grid in (
@@ -122,12 +125,12 @@ def compute(config: ConfigDict, run: Run) -> dict[str, Any]:
         for point in itertools.product(*grid.values()):
             at = dict(zip(grid, point, strict=True))
             told = {"part": kind, **at, "world": names[int(at.get("world", 0))], "truth": at["overlap"]}
-            rows += [{**told, "metric": metric, **summary(found[metric].sel(at).values)} for metric in (*METRICS, *PARTS)]
+            rows += [{**told, "metric": metric, **summary(found[metric].sel(at).values)} for metric in metrics]
     models = sp.sweep(partial(trained, config), {"n_hidden": config.n_hidden}, keys, workdir=run.path / "toys", **options)
     for n_hidden in config.n_hidden:
         scores = models.load(n_hidden=n_hidden)["scores"]
         for share, of_share in scores.items():
-            for metric in (*METRICS, *PARTS):
+            for metric in metrics:
                 known = {"part": "toys", "n_units": n_hidden, "world": share, "truth": float(np.mean(of_share["truth"]))}
                 rows.append({**known, "metric": metric, **summary(of_share[metric])})
     counts, spectra = counted(config, init_key)
@@ -179,18 +182,22 @@ def recovered(config: ConfigDict, weights: dict[int, np.ndarray], data_key: Any)
         scored = toys.toy(config, n_hidden).encode(params, z)
         # As many lines as units: antipodal pairs of features share one. And none to see what the lines alone give.
         cumulant = {"rectified": True, "max_samples": config.recovery.n_samples}
-        tried: dict[str, views.View] = {
+        tried: dict[str, Any] = {
             "lines": views.Cumulant(n_hidden, polish=0, **cumulant),
             "lines, polished": views.Cumulant(n_hidden, **cumulant),
             "oracle": toys.views(config, ["oracle"], params["W"])["oracle"],
         }
-        sizes = {"steps": config.sae.steps, "batch_size": config.sae.batch_size}
-        for name in config.architectures:
+
+        def sae(name: str, steps: int, n_hidden: int = n_hidden, **start: Any) -> views.SAE:
             field, ladder = sp.sae.ARCHITECTURES[name].ladder
-            options = {field: ladder[1]}
-            given = {"k": options.pop("k")} if field == "k" else {}
-            expansion = config.sae.n_latents // n_hidden
-            tried[name] = views.SAE(architecture=name, expansion=expansion, options=options, **given, **sizes)
+            sparsity: dict[str, Any] = {"k": ladder[1]} if field == "k" else {"options": {field: ladder[1]}}
+            sizes = {"n_latents": config.sae.n_latents, "batch_size": config.sae.batch_size}
+            return views.SAE(name, steps=steps, **sparsity, **sizes, **start)
+
+        tried |= {name: sae(name, config.sae.steps) for name in config.architectures}
+        for steps in config.starts:
+            tried[f"topk, {steps} steps"] = sae("topk", steps)
+            tried[f"topk from lines, {steps} steps"] = sae("topk", steps, init_from=tried["lines"])
         for name, view in tried.items():
             fit = jax.jit(lambda key, view=view, units=units, n_hidden=n_hidden: view.fit(key, units, n_hidden))
             compiled = fit.lower(fit_key).compile()
@@ -204,7 +211,8 @@ def recovered(config: ConfigDict, weights: dict[int, np.ndarray], data_key: Any)
 
 def draw(results: dict[str, Any], run: Run) -> None:
     """The figure: scores against the truth, by compression; worlds that break them; eigenvalues; recovery against time."""
-    rows, shown = results["rows"], ("cokurtosis", "cumulant_cka", "cumulant_cca", "cka", "ridge", "soft_match")
+    rows = results["rows"]
+    shown = [name for name in METRICS if name != "cca" and any(row["metric"] == name for row in rows)]
     widths = list(dict.fromkeys(row["n_units"] for row in rows if row["part"] == "units"))
     figure, axes = plotting.panels(2, max(len(widths), 4), (3.4 * max(len(widths), 4), 7.4))
     for axis, n_units in zip(axes[0], widths, strict=False):

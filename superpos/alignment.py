@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -52,6 +53,9 @@ def align(
     Returns:
         A `Score` for each metric's name: `mean`, `folds` `(n_folds,)`, `units` `(n_folds, n_target)`, `details`.
 
+    Warns:
+        RuntimeWarning: folds with fewer samples than a metric needs; what a metric finds to doubt in its own score.
+
     Raises:
         ValueError: arrays that are not numeric, two-dimensional, finite and of equal length; a side without a live unit; an
             unknown metric; folds that are empty, or that a group straddles.
@@ -66,6 +70,9 @@ def align(
         x, y, ids, count, largest = check(x, y, folds, n_folds, key, groups)
         warn_of_small_folds(ids, some)
         scores |= _align(x, y, ids, some, count, largest)
+        if is_concrete(x, y, ids):
+            for doubt in itertools.chain(*(metric.doubts(scores[metric.name]) for metric in some)):
+                warnings.warn(doubt, RuntimeWarning, stacklevel=2)
         for details in (scores[metric.name].details for metric in some):
             if means is not None and "intercept" in details:
                 details["intercept"] += means[1] - matmul(means[0], details["weights"])

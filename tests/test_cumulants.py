@@ -1,6 +1,7 @@
 """Cokurtosis against its theorem, against k-statistics written out, and where nothing can be said."""
 
 import itertools
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -265,6 +266,20 @@ def test_gradients_are_those_of_finite_differences():
         after, before = (slopes(x + sign * 1e-6 * move)[0] for sign in (1, -1))
     np.testing.assert_allclose(found, (after - before) / 2e-6, rtol=1e-4)
     assert np.all(found != 0)
+
+
+def test_a_score_that_is_not_to_be_trusted_says_so():
+    rng = np.random.default_rng(0)
+    noise = rng.normal(size=(2, 900, 20)).astype(np.float32)
+    with pytest.warns(RuntimeWarning, match="cokurtosis is not to be trusted: the fourth cumulant of the source is"):
+        sp.align(*noise, "cokurtosis")
+    with pytest.warns(RuntimeWarning, match="lines of the target cannot be counted"):
+        sp.align(*noise, "cumulant_cca", folds=3)
+    with pytest.warns(RuntimeWarning, match="reads components that hold 5.% of the variance of the source"):
+        sp.align(*noise, sp.metrics.CumulantCKA(components=10, split=False), folds=3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        sp.align(*worlds(0, 40, 0.5), ("cokurtosis", *WHOLE), folds=5)
 
 
 # How many, and where.

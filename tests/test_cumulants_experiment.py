@@ -8,8 +8,9 @@ from experiments import cumulants
 def results(conduct):
     config = cumulants.get_config()
     config.n_seeds, config.n_samples, config.n_units, config.n_hidden = 2, 600, (20,), (8,)
-    config.overlap, config.worlds, config.architectures = (0.0, 1.0), ("independent", "groups across sides"), ("topk",)
+    config.overlap, config.worlds, config.architectures = (0.0, 1.0), ("independent", "groups across sides"), ()
     config.recovery.update({"n_hidden": (8,), "n_samples": 600})
+    config.metrics, config.starts = ("cokurtosis", "cka"), (2,)
     config.toy.update({"steps": 5, "batch_size": 32})
     config.sae.update({"steps": 3, "batch_size": 32})
     config.oracle.update({"steps": 5, "n_samples": 100})
@@ -17,7 +18,7 @@ def results(conduct):
 
 
 def test_every_point_has_a_row_for_each_metric(results):
-    names = {*cumulants.METRICS, *cumulants.PARTS}
+    names = {"cokurtosis", "cka"}
     told = {(row["part"], row["world"], row["truth"] if row["part"] != "toys" else None) for row in results["rows"]}
     assert told == {
         *(("units", "independent", overlap) for overlap in (0.0, 1.0)),
@@ -29,7 +30,10 @@ def test_every_point_has_a_row_for_each_metric(results):
         assert row["metric"] in names
         assert row["undefined"] <= row["n_seeds"] == 2
         assert 0 <= row["truth"] <= 1 + 1e-6
-    assert {row["units"] for row in results["recovery"]} == {"lines", "lines, polished", "oracle", "topk"}
+    assert {row["units"] for row in results["recovery"]} == {
+        *("lines", "lines, polished", "oracle"),
+        *("topk, 2 steps", "topk from lines, 2 steps"),
+    }
     assert all(row["seconds"] > 0 for row in results["recovery"])
     assert [row["probability"] for row in results["counts"]] == [0.05, 0.1, 0.2]
 

@@ -801,3 +801,24 @@ def test_bad_inputs(method):
 def test_decode_refuses_latents_of_another_shape():
     with pytest.raises(ValueError, match=r"latents must be \(n, 12\), got \(32, 6\)"):
         SAES["topk"].decode({}, jnp.zeros((BATCH, N)))
+
+
+@pytest.mark.parametrize("name", sorted(SAES.keys() - {"archetypal"}))
+def test_a_start_along_lines_has_them_in_its_decoder(name):
+    sae = SAES[name]
+    params = sae.init(jax.random.key(0))
+    lines = jax.random.normal(jax.random.key(1), (2, sae.n_inputs))
+    started = sae.init_from(params, 3 * lines)
+    decoder = np.asarray(started["W_dec"])
+    cosines = np.sum(decoder[:2] * lines, axis=1) / np.linalg.norm(decoder[:2], axis=1) / np.linalg.norm(lines, axis=1)
+    np.testing.assert_allclose(cosines, 1, rtol=1e-5)
+    np.testing.assert_allclose(np.linalg.norm(decoder, axis=1), np.linalg.norm(params["W_dec"], axis=1), rtol=1e-5)
+    np.testing.assert_array_equal(decoder[2:], params["W_dec"][2:])
+    with pytest.raises(ValueError, match="directions must be at most"):
+        sae.init_from(params, lines[:, :1])
+
+
+def test_an_sae_without_a_decoder_of_its_own_refuses_lines():
+    sae = SAES["archetypal"]
+    with pytest.raises(ValueError, match="Archetypal has no decoder of its own"):
+        sae.init_from(sae.init(jax.random.key(0)), jnp.ones((1, sae.n_inputs)))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import superpos as sp
-from superpos.sae.kernels import _by_passes, _by_ranks, sparse_linear
+from superpos.sae.kernels import _by_passes, _by_ranks, _by_sorting, sparse_linear
 
 SAE = sp.sae.TopK(12, 600, 4, dead_after=1)
 
@@ -58,6 +58,7 @@ def test_ranks_mark_what_passes_mark(k):
     x = jax.random.randint(jax.random.key(k), (8, 500), 0, 6).astype(float)  # many are equal, many are 0
     marked = _by_ranks(x, k)
     np.testing.assert_array_equal(marked, _by_passes(x, k))
+    np.testing.assert_array_equal(marked, _by_sorting(jnp.maximum(x, 0), k))
     np.testing.assert_array_equal(marked.sum(axis=0), np.minimum(k, (x > 0).sum(axis=0)))
 
 

@@ -121,6 +121,11 @@ class Metric(abc.ABC):
             evidence: as for `fit`, of the same folds, or of some of the samples of each.
         """
 
+    def doubts(self, score: Score) -> list[str]:
+        """What a score of known values gives reason to doubt: a sentence each; on the host. `sp.align` warns of them."""
+        del score
+        return []
+
     def weigh(self, score: Score, weights: Float[Array, "*folds target"]) -> Score:
         """The score in which live target units count by their weights; a score without units stays as it is.
 

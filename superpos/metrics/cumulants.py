@@ -13,10 +13,12 @@ from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array
 
 from superpos import cumulants
+from superpos.checks import SIDES
 from superpos.cumulants import Cumulants
 from superpos.linalg import eigh, matmul, safe_divide, safe_norm, safe_sqrt, svd, whitening
 from superpos.metrics.base import Metric, Samples, Score, from_folds, positive_integer
@@ -50,7 +52,7 @@ class Cokurtosis(Metric):
         name: its key in the result.
 
     Details: `source_cumulant`, `target_cumulant`, `(folds,)`, k(x, x) and k(y, y) in units of the squared variance. Where they
-    vary between folds as much as they are large, do not believe the score.
+    vary between folds nearly as much as they are large, do not believe the score: `sp.align` warns then.
 
     >>> import jax
     >>> import superpos as sp
@@ -104,6 +106,26 @@ class Cokurtosis(Metric):
         cosine = xy * jnp.sign(xx) / jnp.where(told, safe_sqrt(jnp.abs(xx)) * safe_sqrt(jnp.abs(yy)), 1)
         details = {"source_cumulant": xx, "target_cumulant": yy}
         return from_folds(jnp.where(told, cosine, jnp.nan), live, details)
+
+    def doubts(self, score: Score) -> list[str]:
+        """Where a side's own cumulant is not clearly different from 0."""
+        return _weak(self.name, score)
+
+
+def _weak(name: str, score: Score) -> list[str]:
+    """A sentence for each side whose own cumulant varies between folds nearly as much as it is large."""
+    found = []
+    for side in SIDES:
+        values = np.asarray(score.details[f"{side}_cumulant"])
+        error = np.std(values, ddof=1) / np.sqrt(values.size) if values.size > 2 else 0.0
+        size = abs(np.mean(values))
+        if not size > SURE * error:
+            times = f"{size / error:.1f} times its error" if np.isfinite(error) and error > 0 else "not defined"
+            found.append(f"{name} is not to be trusted: the fourth cumulant of the {side} is {times} over folds.")
+    return found
+
+
+SURE = 4.5  # errors; in pilots scores with less were wrong by .17 and more
 
 
 def _k_statistic(count: Array, product: Array, traces: Array, cross: Array) -> Array:
@@ -358,6 +380,26 @@ class CumulantCKA(_OfPairs):
             details["hidden_error"] = safe_sqrt((n - 1) * jnp.var(hidden)) if n > 1 else jnp.full((), jnp.nan)
         return from_folds(folds, (evidence.source, evidence.target), details)
 
+    def doubts(self, score: Score) -> list[str]:
+        """Where a side's own cumulants are weak, where energies covary, and where components leave out much."""
+        found = _weak(self.name, score)
+        gap = float(np.nanmean(score.details["with_energy"]) - np.nanmean(score.folds)) if not np.isnan(score.mean) else 0.0
+        if self.project_energy and abs(gap) > GAP:
+            found.append(f"{self.name}: energies of the sides covary, which counts for {gap:+.2f} and is left out.")
+        return found + _lost(self.name, score)
+
+
+GAP = 0.12  # below that with independent features, above it where gain or noise of common strength make energies covary
+
+
+def _lost(name: str, score: Score) -> list[str]:
+    kept = {side: float(score.details[f"{side}_kept"]) for side in SIDES}
+    return [
+        f"{name} reads components that hold {share:.0%} of the variance of the {side}: raise components."
+        for side, share in kept.items()
+        if share < 0.9
+    ]
+
 
 def _ratio(sums: dict[str, Array], form: str = "") -> Array:
     """c; NaN where a side's own cumulants do not show on other samples."""
@@ -461,6 +503,15 @@ class CumulantCCA(_OfPairs):
             "target_kept": learned.kept[1],
         }
         return from_folds(folds, (evidence.source, evidence.target), details)
+
+    def doubts(self, score: Score) -> list[str]:
+        """Where lines could not be counted, and where components leave out much."""
+        uncounted = [
+            f"{self.name} is not defined: the lines of the {side} cannot be counted. Pass n_features, or more samples."
+            for side in SIDES
+            if np.any(np.asarray(score.details[f"{side}_lines"]) <= 0)
+        ]
+        return uncounted + _lost(self.name, score)
 
 
 def _ranks(sums: cumulants.Sums, fold: Array, roots: tuple[Array, Array]) -> tuple[Array, Array]:

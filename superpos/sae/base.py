@@ -94,6 +94,31 @@ class SparseAutoencoder(WarmUp, Revival, Inputs, Encoder):
         """The start with what it takes from data: the scale of the inputs, and b_dec."""
         return self._calibrated(params, x)
 
+    def init_from(self, params: Params, directions: Float[Array, "lines inputs"]) -> Params:
+        """A start whose first latents look along known lines, such as those of `sp.cumulants.directions`.
+
+        Their rows of the decoder and columns of the encoder turn, and keep their norms; biases stay.
+
+        Args:
+            params: from `init` or `calibrate`.
+            directions: `(n_lines, n_inputs)`, at most as many as latents, none of them 0.
+
+        Raises:
+            ValueError: directions that do not fit, or an architecture without a decoder of its own, such as `Archetypal`.
+        """
+        n, shape = len(directions), jnp.shape(directions)
+        if shape[1:] != (self.n_inputs,) or n > self.n_latents:
+            raise ValueError(f"directions must be at most {self.n_latents} rows of {self.n_inputs} inputs, got {shape}.")
+        if "W_dec" not in params:
+            raise ValueError(f"{type(self).__name__} has no decoder of its own to start along directions.")
+        unit = directions / jnp.linalg.norm(directions, axis=1, keepdims=True)
+        decoder, changed = params["W_dec"], dict(params)
+        changed["W_dec"] = decoder.at[:n].set(unit * jnp.linalg.norm(decoder[:n], axis=1, keepdims=True))
+        if "W_enc" in params:
+            encoder = params["W_enc"]
+            changed["W_enc"] = encoder.at[:, :n].set(unit.T * jnp.linalg.norm(encoder[:, :n], axis=0))
+        return changed
+
     def prepared(self, params: Params) -> Params:
         """Parameters as training takes them: in any precision, with counters, scales and thresholds in float32 at least.
 

@@ -62,8 +62,8 @@ class Cumulant(View):
     random = True
     costly = True
     label = "cumulant lines"
-    colour = "#332288"
-    marker = "P"
+    colour = "#44AA99"
+    marker = "x"
 
     def check(self, n_units: int, n_samples: int | None = None) -> None:
         """Raises a ValueError for settings that do not fit."""

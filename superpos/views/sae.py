@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.typing import ArrayLike
@@ -12,6 +13,7 @@ from jax.typing import ArrayLike
 from superpos import evaluation, training
 from superpos.sae import ARCHITECTURES, SparseAutoencoder
 from superpos.views.base import STATIC, Draw, Params, Rows, View, keep_nan
+from superpos.views.cumulant import Cumulant
 
 
 class Autoencoder(View):
@@ -106,6 +108,7 @@ class SAE(Autoencoder):
         learning_rate: of Adam, or of AdamW where `weight_decay` is above 0.
         cosine: whether the rate decays to 0 with a cosine.
         share: of the rows of a finite source, the first ones, that are trained on.
+        init_from: a view of cumulant lines, along which its first latents start; by default all start at random.
 
     Raises:
         ValueError: an unknown architecture, options that it does not have, or settings that do not fit.
@@ -128,6 +131,7 @@ class SAE(Autoencoder):
     weight_decay: float = dataclasses.field(default=0.0, metadata=STATIC)
     cosine: bool = dataclasses.field(default=True, metadata=STATIC)
     share: float = dataclasses.field(default=1.0, metadata=STATIC)
+    init_from: Cumulant | None = dataclasses.field(default=None, metadata=STATIC)
 
     random = True
     label = "SAE latents"
@@ -165,7 +169,12 @@ class SAE(Autoencoder):
             raise ValueError(f"expansion of an SAE must be above 0, got {self.expansion}.")
         if not 0 < self.share <= 1:
             raise ValueError(f"share of an SAE must be above 0 and at most 1, got {self.share}.")
-        self.sae(n_units)
+        sae = self.sae(n_units)
+        if self.init_from is not None:
+            self.init_from.check(n_units, n_samples)
+            jax.eval_shape(
+                lambda: sae.init_from(sae.init(jax.random.key(0)), jnp.ones((self.init_from.size(n_units), n_units)))
+            )
 
     def _fit(self, key: Any, draw: Draw, n_units: int, base: Params, data_key: Any) -> Params:
         sae = self.sae(n_units)
@@ -181,6 +190,9 @@ class SAE(Autoencoder):
         rate: Any = self.learning_rate
         rate = optax.cosine_decay_schedule(rate, self.steps) if self.cosine else rate
         untrained = training.start(sae, key, batch)
+        if self.init_from is not None:
+            lines = self.init_from.fit(jax.random.fold_in(start_key, 1), draw, n_units, data_key=data_key)
+            untrained = sae.init_from(untrained, lines["directions"])
         trained, _ = training.fit(
             sae,
             fit_key,
