@@ -69,7 +69,7 @@ def overlaps(config: ConfigDict, key: Any, data_key: Any, n_units: int, overlap:
         name: jnp.array([settings.get(name, getattr(sp.worlds.World(), name)) for settings in WORLDS.values()])
         for name in fields
     }
-    settings = {name: values[jnp.asarray(world, int)] for name, values in table.items()}
+    settings: dict[str, Any] = {name: values[jnp.asarray(world, int)] for name, values in table.items()}
     made = sp.worlds.World(32, n_units, overlap, probability=config.probability, **settings)
     pair = made.sample(jax.random.fold_in(key, n_units), config.n_samples)
     return measured(config, pair.x, pair.y)

@@ -58,7 +58,7 @@ class Cumulants(NamedTuple):
         xx, xy, yy: quadricovariances, `(pairs, pairs)`.
         xxxy: cum(x_i, x_j, x_k, y_l), `(pairs, n_x, n_y)`, or None.
         x, y: packed covariances, `(pairs,)`.
-        count: number of samples.
+        n_samples: how many they are of.
     """
 
     xx: Float[Array, "pairs_x pairs_x"]
@@ -67,7 +67,7 @@ class Cumulants(NamedTuple):
     xxxy: Float[Array, "pairs_x x y"] | None
     x: Float[Array, " pairs_x"]
     y: Float[Array, " pairs_y"]
-    count: Float[Array, ""]
+    n_samples: Float[Array, ""]
 
 
 def init(n_x: int, n_y: int, n_folds: int = 1, *, mixed: bool = False, dtype: Any = jnp.float32) -> Sums:
@@ -79,13 +79,9 @@ def init(n_x: int, n_y: int, n_folds: int = 1, *, mixed: bool = False, dtype: An
         dtype: of the sums.
     """
     p, q = (n_pairs(n + 1) for n in (n_x, n_y))
-    shapes = {"xx": (p, p), "xy": (p, q), "yy": (q, q), "xxxy": (p, n_x + 1, n_y + 1)}
-    return Sums(
-        **{
-            name: None if name == "xxxy" and not mixed else jnp.zeros((n_folds, *shape), dtype)
-            for name, shape in shapes.items()
-        }
-    )
+    shapes = ((p, p), (p, q), (q, q), (p, n_x + 1, n_y + 1))
+    xx, xy, yy, xxxy = (jnp.zeros((n_folds, *shape), dtype) for shape in shapes)
+    return Sums(xx, xy, yy, xxxy if mixed else None)
 
 
 def update(sums: Sums, x: Float[Array, "n x"], y: Float[Array, "n y"], fold: Int[Array, ""], valid: Any = True) -> Sums:
@@ -208,9 +204,9 @@ def units(pairs: int) -> int:
 @functools.lru_cache(maxsize=64)
 def _pairs(n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """First and second unit of each pair, and its weight: those with the last unit stand behind all others."""
-    i, j = np.triu_indices(n)
-    order = np.lexsort((i, j))  # by the second: pairs of the first n - 1 units are those of n - 1 units
-    i, j = (index[order].astype(np.int32) for index in (i, j))
+    pairs = np.stack(np.triu_indices(n))
+    # By the second: pairs of the first n - 1 units are those of n - 1 units.
+    i, j = pairs[:, np.lexsort(pairs)].astype(np.int32)
     return i, j, np.where(i == j, 1, math.sqrt(2)).astype(np.float32)
 
 
@@ -239,7 +235,8 @@ def square(matrix: Float[Array, "a b"]) -> Float[Array, "pairs_a pairs_b"]:
 # What a representation holds.
 
 
-class Count(NamedTuple):
+@dataclasses.dataclass(frozen=True, eq=False)
+class Count:
     """How many feature lines a representation holds.
 
     Attributes:
@@ -509,9 +506,9 @@ def _directions(x: Array, key: Array, n_features: int, size: int, n_starts: int,
 SHIFT = 0.2  # of itself that a power iteration keeps: it then climbs from every start
 
 
-def _checked(x: ArrayLike) -> Any:
+def _checked(given: ArrayLike) -> Array:
     """The array in float32 at least, if it is samples of units."""
-    x = as_array(x, "x")
+    x: Any = as_array(given, "x")
     if x.ndim != 2 or 0 in x.shape:
         raise ValueError(f"x must be a non-empty (n_samples, n_units) array, got shape {x.shape}.")
     if is_concrete(x):

@@ -100,12 +100,13 @@ def top_k_mask(x: Float[Array, "units n"], k: ArrayLike) -> Bool[Array, "units n
     Many units: `lax.top_k`. Few: on CPU k - 1 passes over them, many times faster than `lax.top_k`, which sorts there. On
     a GPU `lax.top_k` is the fastest for few units too; a traced k, which it does not take, goes by ranks.
     """
-    few, known = len(x) <= 512, isinstance(k, int)
-    if known and not few:
-        return _by_sorting(x, k)
-    passes = functools.partial(_by_passes, k=k)
-    # Ranks are the square of the units in operations.
-    elsewhere = functools.partial(_by_sorting if known else _by_ranks, k=k) if few else passes
+    few = len(x) <= 512
+    passes: Any = functools.partial(_by_passes, k=k)
+    elsewhere: Any = functools.partial(_by_ranks, k=k) if few else passes  # ranks are the square of the units in operations
+    if isinstance(k, int):
+        elsewhere = functools.partial(_by_sorting, k=k)
+        if not few:
+            return _by_sorting(x, k)
     return lax.platform_dependent(jnp.maximum(x, 0), cpu=passes, default=elsewhere)
 
 

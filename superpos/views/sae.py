@@ -169,12 +169,11 @@ class SAE(Autoencoder):
             raise ValueError(f"expansion of an SAE must be above 0, got {self.expansion}.")
         if not 0 < self.share <= 1:
             raise ValueError(f"share of an SAE must be above 0 and at most 1, got {self.share}.")
-        sae = self.sae(n_units)
-        if self.init_from is not None:
-            self.init_from.check(n_units, n_samples)
-            jax.eval_shape(
-                lambda: sae.init_from(sae.init(jax.random.key(0)), jnp.ones((self.init_from.size(n_units), n_units)))
-            )
+        sae, start = self.sae(n_units), self.init_from
+        if start is not None:
+            start.check(n_units, n_samples)
+            lines = jnp.ones((start.size(n_units), n_units))
+            jax.eval_shape(lambda key: sae.init_from(sae.init(key), lines), jax.random.key(0))
 
     def _fit(self, key: Any, draw: Draw, n_units: int, base: Params, data_key: Any) -> Params:
         sae = self.sae(n_units)
