@@ -273,13 +273,24 @@ def test_a_score_that_is_not_to_be_trusted_says_so():
     noise = rng.normal(size=(2, 900, 20)).astype(np.float32)
     with pytest.warns(RuntimeWarning, match="cokurtosis is not to be trusted: the fourth cumulant of the source is"):
         sp.align(*noise, "cokurtosis")
-    with pytest.warns(RuntimeWarning, match="lines of the target cannot be counted"):
+    with pytest.warns(RuntimeWarning, match="for lines cannot be counted"):
         sp.align(*noise, "cumulant_cca", folds=3)
     with pytest.warns(RuntimeWarning, match="reads components that hold 5.% of the variance of the source"):
         sp.align(*noise, sp.metrics.CumulantCKA(components=10, split=False), folds=3)
+    with pytest.warns(RuntimeWarning, match="cumulant_cca is not defined: it needs three folds to count lines"):
+        sp.align(*noise, "cumulant_cca", folds=2)
+    with pytest.warns(RuntimeWarning, match="cumulant_cka: energies alone say 0.[45]"):
+        sp.align(*worlds(0, 40, 0, gain=0.5), "cumulant_cka", folds=3)
     with warnings.catch_warnings():
         warnings.simplefilter("error", RuntimeWarning)
         sp.align(*worlds(0, 40, 0.5), ("cokurtosis", *WHOLE), folds=5)
+
+
+def test_features_of_negative_cumulants_count_alike():
+    rng = np.random.default_rng(0)
+    z = rng.uniform(-1, 1, (9000, 6)).astype(np.float32)
+    for a, b, truth in ((z, z @ rng.normal(size=(6, 6)).astype(np.float32), 1), (z[:, :4], z[:, 2:], 0.5)):
+        assert float(sp.align(a, b, "cumulant_cca", folds=3)["cumulant_cca"].mean) == pytest.approx(truth, abs=0.03)
 
 
 # How many, and where.
@@ -307,7 +318,8 @@ def test_features_are_counted_and_found(superposed):
 def test_what_cannot_be_counted_is_not(superposed):
     rng = np.random.default_rng(0)
     cases = {
-        "look Gaussian": rng.normal(size=(4000, 6)),
+        "look Gaussian, or are too few": rng.normal(size=(4000, 6)),
+        "only 1 of 48 components": np.c_[rng.exponential(size=(16_000, 49)), 1e5 * rng.exponential(size=16_000)],
         "fewer than ten": superposed[0][:100],
         "cumulants of pairs need two": np.c_[superposed[0][:100, :1], np.ones(100)],
         "nearly as many as": sparse(rng, 40_000, 9, 0.05) @ directions(rng, 9, 3),
@@ -329,7 +341,10 @@ def test_what_cannot_be_counted_is_not(superposed):
         (lambda x: sp.cumulants.directions(x + np.nan, 2), "x "),
         (lambda x: sp.cumulants.directions(x, 2, steps=0), "n_starts and steps must be at least 1"),
         (lambda x: sp.cumulants.count_features(x, components=9), "components must be between 2 and the 3 units"),
-        (lambda x: sp.cumulants.count_features(x, n_splits=0), "n_splits must be at least 1"),
+        (lambda x: sp.cumulants.count_features(x, n_splits=0), "n_splits must be"),
+        (lambda x: jax.jit(lambda x: sp.cumulants.count_features(x).count)(x), "outside of jit and vmap"),
+        (lambda x: sp.cumulants.directions(np.c_[x[:, :1], x], 7), "of 7 lines 6 have a direction"),
+        (lambda x: sp.align(x, x, sp.metrics.CumulantCCA(n_features=(7, 7))), "at most the 6 pairs of components, got 7"),
     ],
 )
 def test_bad_input_is_refused(call, message):

@@ -101,22 +101,26 @@ class SparseAutoencoder(WarmUp, Revival, Inputs, Encoder):
 
         Args:
             params: from `init` or `calibrate`.
-            directions: `(n_lines, n_inputs)`, at most as many as latents, none of them 0.
+            directions: `(n_lines, n_inputs)`, at most as many as latents; a row of 0 leaves its latent as it is.
 
         Raises:
             ValueError: directions that do not fit, or an architecture without a decoder of its own, such as `Archetypal`.
         """
-        n, shape = len(directions), jnp.shape(directions)
-        if shape[1:] != (self.n_inputs,) or n > self.n_latents:
+        directions = jnp.asarray(directions)
+        shape = directions.shape
+        if len(shape) != 2 or shape[1] != self.n_inputs or not 1 <= shape[0] <= self.n_latents:
             raise ValueError(f"directions must be at most {self.n_latents} rows of {self.n_inputs} inputs, got {shape}.")
         if "W_dec" not in params:
             raise ValueError(f"{type(self).__name__} has no decoder of its own to start along directions.")
-        unit = directions / jnp.linalg.norm(directions, axis=1, keepdims=True)
-        decoder, changed = params["W_dec"], dict(params)
-        changed["W_dec"] = decoder.at[:n].set(unit * jnp.linalg.norm(decoder[:n], axis=1, keepdims=True))
+        n, norms = shape[0], jnp.linalg.norm(directions, axis=1, keepdims=True)
+        unit = directions / jnp.where(norms > 0, norms, 1)
+
+        def turned(rows: Array) -> Array:
+            return jnp.where(norms > 0, unit * jnp.linalg.norm(rows, axis=1, keepdims=True), rows)
+
+        changed = {**params, "W_dec": params["W_dec"].at[:n].set(turned(params["W_dec"][:n]))}
         if "W_enc" in params:
-            encoder = params["W_enc"]
-            changed["W_enc"] = encoder.at[:, :n].set(unit.T * jnp.linalg.norm(encoder[:, :n], axis=0))
+            changed["W_enc"] = params["W_enc"].at[:, :n].set(turned(params["W_enc"][:, :n].T).T)
         return changed
 
     def prepared(self, params: Params) -> Params:

@@ -36,6 +36,9 @@ class Cumulant(View):
         steps: of the inference.
         max_samples: rows of a finite source that are used at most, and samples of any other.
 
+    In a comparison: `sp.compare(x, y, views={"neuron": sp.views.Neuron(), "lines": sp.views.Cumulant(20)},
+    comparisons=("neuron->neuron", "lines->lines"))`.
+
     Params: `{"offset": (units,), "directions": (codes, units), "penalty": ()}`.
 
     Raises:
@@ -70,7 +73,7 @@ class Cumulant(View):
         if self.components is not None and not 1 <= self.components <= n_units:
             raise ValueError(f"components of Cumulant must be between 1 and the {n_units} units, got {self.components}.")
         most = cumulants.n_pairs(min(n_units, 48) if self.components is None else self.components)
-        if not 1 <= self.n_features <= most:
+        if not isinstance(self.n_features, int) or not 1 <= self.n_features <= most:
             raise ValueError(f"n_features of Cumulant must be between 1 and the {most} pairs of units, got {self.n_features}.")
         if isinstance(self.penalty, int | float) and not self.penalty >= 0:
             raise ValueError(f"penalty of Cumulant must be at least 0, got {self.penalty}.")

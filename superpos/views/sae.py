@@ -171,6 +171,8 @@ class SAE(Autoencoder):
             raise ValueError(f"share of an SAE must be above 0 and at most 1, got {self.share}.")
         sae, start = self.sae(n_units), self.init_from
         if start is not None:
+            if not isinstance(start, Cumulant):
+                raise ValueError(f"init_from of an SAE must be a view of cumulant lines, got {type(start).__name__}.")
             start.check(n_units, n_samples)
             lines = jnp.ones((start.size(n_units), n_units))
             jax.eval_shape(lambda key: sae.init_from(sae.init(key), lines), jax.random.key(0))
