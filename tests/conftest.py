@@ -2,7 +2,6 @@ import compiling  # noqa: F401 (before JAX, whose environment it sets)
 
 # isort: split
 import gc
-from pathlib import Path
 
 import jax
 import jaxtyping
@@ -16,12 +15,10 @@ jaxtyping.install_import_hook(CHECKED, "beartype.beartype")
 
 @pytest.fixture(autouse=True, scope="module")
 def programs():
-    """Lets go of programs where they are many: each holds maps of memory, and XLA crashes at Linux's limit of 65,530."""
+    """Lets go of a file's programs: each holds maps of memory, and XLA crashes at Linux's limit of 65,530."""
     yield
-    maps = Path("/proc/self/maps")
-    if maps.exists() and maps.read_text().count("\n") > 30_000:
-        jax.clear_caches()
-        gc.collect()
+    jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture(scope="session")
