@@ -219,7 +219,8 @@ def draw(results: dict[str, Any], run: Run) -> None:
         chosen = [row for row in rows if row["part"] == "units" and row["n_units"] == n_units]
         chosen = [row for row in chosen if row["metric"] in shown and row["mean"] is not None]
         axis.plot([0, 1], [0, 1], color="#999999", linewidth=1, linestyle=":")
-        plotting.curves(axis, chosen, "truth", "metric", among=shown)
+        if chosen:
+            plotting.curves(axis, chosen, "truth", "metric", among=shown)
         axis.set(title=f"32 features in {n_units} units", xlabel="features in common", ylabel="score", ylim=(-0.1, 1.1))
     breaks, spectra, *times = axes[1]
     at_zero = [row for row in rows if row["part"] == "worlds" and row["truth"] == 0 and row["mean"] is not None]

@@ -434,7 +434,8 @@ class CumulantCCA(_OfPairs):
     `sp.cumulants.count_features`, of fewer samples: it needs three folds, and is NaN with fewer unless `n_features` is given.
     It is NaN, with a warning from `sp.align`, where folds differ by more than two lines and 10 %, and where lines are nearly as
     many as pairs. It assumes independent features and linear units, and fewer lines than `most`. What breaks `count_features`
-    breaks this: features much weaker than others go uncounted (.77 for the same features in lognormal norms of .5).
+    breaks this: features much weaker than others go uncounted. Noise as strong as the signal, or a quarter as many units as
+    features, leave 16,000 samples too few.
     Source: Podosinnikova, Bach & Lacoste-Julien 2016, arXiv 1602.09013, for shared components from joint cumulants; Cardoso
     1991; the metric is ours.
 
