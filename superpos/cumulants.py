@@ -26,7 +26,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, Key
 
 from superpos.checks import as_array, check_values, floating, is_concrete, offsets, positive_integer
-from superpos.linalg import eigh, matmul, safe_divide, safe_norm, safe_sqrt
+from superpos.linalg import eigh, inverse_deviation, matmul, safe_divide, safe_norm, safe_sqrt
 
 BLOCK = 4096  # samples whose products of pairs are held at once
 
@@ -58,7 +58,6 @@ class Cumulants(NamedTuple):
         xx, xy, yy: quadricovariances, `(pairs, pairs)`.
         xxxy: cum(x_i, x_j, x_k, y_l), `(pairs, n_x, n_y)`, or None.
         x, y: packed covariances, `(pairs,)`.
-        n_samples: how many they are of.
     """
 
     xx: Float[Array, "pairs_x pairs_x"]
@@ -67,7 +66,6 @@ class Cumulants(NamedTuple):
     xxxy: Float[Array, "pairs_x x y"] | None
     x: Float[Array, " pairs_x"]
     y: Float[Array, " pairs_y"]
-    n_samples: Float[Array, ""]
 
 
 def init(n_x: int, n_y: int, n_folds: int = 1, *, mixed: bool = False, dtype: Any = jnp.float32) -> Sums:
@@ -126,10 +124,9 @@ def cumulants(sums: Sums, x_map: Float[Array, "x a"] | None = None, y_map: Float
     n_x, n_y = (units(len(getattr(sums, pair))) - 1 for pair in ("xx", "yy"))
     maps = []
     for size, given, matrix in ((n_x, x_map, sums.xx), (n_y, y_map, sums.yy)):
-        own = jnp.eye(size, dtype=matrix.dtype) if given is None else given
-        constant = n_pairs(size)
-        mean = matrix[constant:-1, -1] / math.sqrt(2) / n
-        affine = jnp.block([[own.T, -matmul(own.T, mean)[:, None]], [jnp.zeros((1, size)), jnp.ones((1, 1))]])
+        linear = (jnp.eye(size, dtype=matrix.dtype) if given is None else given).T
+        shift = -matmul(linear, _mean(matrix))
+        affine = jnp.block([[linear, shift[:, None]], [jnp.zeros((1, size)), jnp.ones((1, 1))]])
         maps.append((affine, square(affine)))
     (of_x, pairs_x), (of_y, pairs_y) = maps
     xx, xy, yy = (
@@ -161,7 +158,6 @@ def cumulants(sums: Sums, x_map: Float[Array, "x a"] | None = None, y_map: Float
         mixed,
         cx,
         cy,
-        n,
     )
 
 
@@ -169,10 +165,15 @@ def covariances(sums: Sums) -> tuple[Float[Array, "x x"], Float[Array, "x y"], F
     """Covariances of x, of x and y, and of y, divided by the number of samples."""
     n = sums.xx[-1, -1]
     p, q = (n_pairs(units(len(matrix)) - 1) for matrix in (sums.xx, sums.yy))
-    mean_x, mean_y = sums.xx[p:-1, -1] / math.sqrt(2) / n, sums.yy[q:-1, -1] / math.sqrt(2) / n
+    mean_x, mean_y = _mean(sums.xx), _mean(sums.yy)
     second = unpacked(sums.xx[:p, -1]) / n, sums.xy[p:-1, q:-1] / 2 / n, unpacked(sums.yy[:q, -1]) / n
     pairs = ((mean_x, mean_x), (mean_x, mean_y), (mean_y, mean_y))
     return tuple(matrix - a[:, None] * b for matrix, (a, b) in zip(second, pairs, strict=True))  # type: ignore[return-value]
+
+
+def _mean(matrix: Float[Array, "pairs pairs"]) -> Float[Array, " units"]:
+    """The means of the units of one side, out of its sums."""
+    return matrix[n_pairs(units(len(matrix)) - 1) : -1, -1] / math.sqrt(2) / matrix[-1, -1]
 
 
 def without_energy(matrix: Float[Array, "p q"], x: Float[Array, " p"], y: Float[Array, " q"]) -> Float[Array, "p q"]:
@@ -181,11 +182,13 @@ def without_energy(matrix: Float[Array, "p q"], x: Float[Array, " p"], y: Float[
     A gain that all features have in common, a common density, or noise whose strength varies adds along it: it makes the total
     energies of samples covary.
     """
-    for axis, packed in ((0, x), (1, y)):
-        unit = safe_divide(packed, jnp.broadcast_to(safe_norm(packed), packed.shape))
-        along = jnp.tensordot(unit, matrix, (0, axis), precision=lax.Precision.HIGHEST)
-        matrix = matrix - (unit[:, None] * along if axis == 0 else along[:, None] * unit)
-    return matrix
+    return without_direction(without_direction(matrix, x).T, y).T
+
+
+def without_direction(array: Array, direction: Float[Array, " p"]) -> Array:
+    """An array `(p, ...)` without what it holds along a direction of its first axis."""
+    unit = safe_divide(direction, safe_norm(direction))
+    return array - jnp.tensordot(unit, jnp.tensordot(unit, array, 1, precision=lax.Precision.HIGHEST), 0)
 
 
 # Packing.
@@ -296,10 +299,7 @@ def count_features(
         raise ValueError("sp.cumulants.count_features gives reasons on the host: call it outside of jit and vmap.")
     positive_integer("n_splits", n_splits)
     n_live = int(np.sum(np.ptp(np.asarray(x), axis=0) > 0))
-    most = min(n_live, 48)
-    while components is None and most > 2 and 10 * n_pairs(most) > len(x):
-        most -= 1
-    size = most if components is None else components
+    size = min(n_live, 48, max(2, units(len(x) // 10))) if components is None else components
     nothing = np.full(max(n_pairs(size), 1), np.nan)
 
     def unknown(reason: str, **known: Any) -> Count:
@@ -312,13 +312,11 @@ def count_features(
         return unknown(f"{n_live} units vary: cumulants of pairs need two.")
     if len(x) < 10 * n_pairs(size):
         return unknown(f"{len(x)} samples are fewer than ten for each of {n_pairs(size)} pairs of {size} units.")
-    signed, found, total, kept, rank = jax.device_get(_spectra(jnp.asarray(x), key, n_splits, size))
-    if rank < size:
+    signed, found, chosen, total, kept, there = jax.device_get(_spectra(x, key, n_splits, size))
+    if there < size:
         return unknown(
-            f"only {rank} of {size} components are more than rounding beside the largest: rescale units, or lower components."
+            f"only {there} of {size} components are more than rounding beside the largest: rescale units, or lower components."
         )
-    gain = np.cumsum(2 * signed * found - signed**2, axis=1)
-    chosen = np.where(gain.max(axis=1) > 0, gain.argmax(axis=1) + 1, 0)
     count = float(np.median(chosen))
     within = np.array([np.sum((values * other)[:r]) for values, other, r in zip(signed, found, chosen, strict=True)])
     unresolved = float(1 - np.sum(within) / np.sum(total))
@@ -347,28 +345,27 @@ def count_features(
 
 
 @functools.partial(jax.jit, static_argnums=(2, 3))
-def _spectra(x: Array, key: Array, n_splits: int, size: int) -> tuple[Array, Array, Array, Array, Array]:
-    """Of each split, both ways: eigenvalues of one half, what the other has there, and the product of both matrices.
+def _spectra(x: Array, key: Array, n_splits: int, size: int) -> tuple[Array, ...]:
+    """Of each split, both ways: eigenvalues of one half, what the other has there, its rank, the product of both matrices.
 
     And the share of the variance that components keep, and how many of them there are.
     """
     mean, root, kept = white_basis(x, size)
     white = matmul(x - mean, root)
 
-    def split(key: Array) -> tuple[Array, Array, Array]:
+    def split(key: Array) -> tuple[Array, ...]:
         order = jax.random.permutation(key, len(white))
         a, b = (own(white[rows]).xx for rows in (order[: len(x) // 2], order[len(x) // 2 :]))
         values, along = (jnp.stack(leaves) for leaves in zip(held_out(a, b), held_out(b, a), strict=True))
-        return values, along, jnp.broadcast_to(jnp.sum(a * b), (2,))
+        return values, along, jax.vmap(rank)(values, along), jnp.broadcast_to(jnp.sum(a * b), (2,))
 
     found = lax.map(split, jax.random.split(key, n_splits))
-    values, along, total = (leaf.reshape(-1, *leaf.shape[2:]) for leaf in found)
-    return values, along, total, kept, jnp.sum(jnp.any(root != 0, axis=0))
+    values, along, ranks, total = (leaf.reshape(-1, *leaf.shape[2:]) for leaf in found)
+    return values, along, ranks, total, kept, jnp.sum(jnp.any(root != 0, axis=0))
 
 
-def rank(one: Float[Array, "p p"], other: Float[Array, "p p"]) -> Int[Array, ""]:
-    """The number of eigenvectors of one quadricovariance that bring it, cut there, nearest to another of other samples."""
-    values, along = held_out(one, other)
+def rank(values: Float[Array, " p"], along: Float[Array, " p"]) -> Int[Array, ""]:
+    """The number of eigenvectors that bring one quadricovariance, cut there, nearest to another: of what `held_out` gives."""
     gain = jnp.cumsum(2 * values * along - values**2)
     return jnp.where(jnp.max(gain) > 0, jnp.argmax(gain) + 1, 0)
 
@@ -424,8 +421,7 @@ def white_basis(x: Float[Array, "n units"], size: int, valid: Any = True) -> tup
     wide = x.shape[1] > len(x)
     values, vectors = eigh(matmul(scaled, scaled.T) / n if wide else matmul(scaled.T, scaled) / n)
     values, vectors = values[::-1], vectors[:, ::-1]
-    there = values > len(values) * jnp.finfo(x.dtype).eps * values[0]
-    roots = jnp.where(there, 1 / jnp.sqrt(jnp.where(there, values, 1)), 0)
+    roots = inverse_deviation(values)
     if wide:
         vectors = matmul(scaled.T, vectors) * roots / jnp.sqrt(n)
     missing = max(0, size - len(values))
@@ -477,7 +473,7 @@ def directions(
         raise ValueError(f"n_features must be between 1 and the {n_pairs(size)} pairs of {size} components, got {n_features}.")
     if n_starts < 1 or steps < 1:
         raise ValueError(f"n_starts and steps must be at least 1, got {n_starts} and {steps}.")
-    lines = _directions(jnp.asarray(x), key, int(n_features), size, n_starts, steps)
+    lines = _directions(x, key, int(n_features), size, n_starts, steps)
     if is_concrete(lines) and not np.all(np.linalg.norm(lines, axis=1) > 0.5):
         told = int(np.sum(np.linalg.norm(lines, axis=1) > 0.5))
         raise ValueError(f"n_features must be at most what x can hold: of {n_features} lines {told} have a direction.")
@@ -524,7 +520,7 @@ def _directions(x: Array, key: Array, n_features: int, size: int, n_starts: int,
     lines = lines * jnp.where(skewness < 0, -1, 1)[:, None]
     mapped = matmul(matmul(lines, white.T) / len(x), centred)  # what makes samples white, undone
     mapped = jnp.where((jnp.arange(n_features) < jnp.sum(told))[:, None], mapped, 0)
-    return mapped / jnp.maximum(jnp.linalg.norm(mapped, axis=1, keepdims=True), 1e-30)
+    return safe_divide(mapped, safe_norm(mapped, axis=1))
 
 
 SHIFT = 0.2  # of itself that a power iteration keeps: it then climbs from every start

@@ -230,6 +230,12 @@ def _nnls_jvp(primals: Any, tangents: Any) -> tuple[Array, Array]:
     return weights, jnp.where(used, matmul(_safe_inverse(normal)[0], moved), 0)
 
 
+def inverse_deviation(variance: Float[Array, " n"]) -> Float[Array, " n"]:
+    """1 / √variance of components, the largest first; 0 where there is no more variance than rounding leaves."""
+    varied = variance > len(variance) * jnp.finfo(variance.dtype).eps * variance[0]
+    return jnp.where(varied, 1 / jnp.sqrt(jnp.where(varied, variance, 1)), 0)
+
+
 def safe_divide(numerator: Array, denominator: Array) -> Array:
     """The quotient, 0 where the denominator is not positive; gradients stay finite."""
     positive = denominator > 0

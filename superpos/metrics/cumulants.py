@@ -20,7 +20,7 @@ from jaxtyping import Array
 from superpos import cumulants
 from superpos.checks import SIDES
 from superpos.cumulants import Cumulants
-from superpos.linalg import eigh, matmul, safe_divide, safe_norm, safe_sqrt, svd, whitening
+from superpos.linalg import eigh, matmul, safe_divide, safe_sqrt, svd, whitening
 from superpos.metrics.base import Metric, Samples, Score, from_folds, positive_integer
 from superpos.metrics.geometry import BOTH, lengths_hold, masked
 from superpos.metrics.registry import register
@@ -198,7 +198,6 @@ class _OfPairs(Metric):
     rotates: ClassVar[frozenset[str]] = BOTH
     reads: ClassVar[frozenset[str]] = frozenset({"samples"})
     least: ClassVar[int] = 4
-    whiten: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         positive_integer("components", self.components)
@@ -225,14 +224,14 @@ class _OfPairs(Metric):
             fold, own = inputs
             rest = jax.tree.map(lambda leaf, out: leaf[0] if alone else jnp.sum(leaf, axis=0) - out, sums, own)
             source, cross, target = cumulants.covariances(rest)
-            roots = [whitening(matrix)[0] if self.whiten else jnp.eye(len(matrix)) for matrix in (source, target)]
+            roots = [whitening(matrix)[0] for matrix in (source, target)]
             training = cumulants.cumulants(rest, *roots)
             least = matmul(roots[0].T, cross, roots[1])  # of white units, least squares
             maps = [least]
             if mixed:
                 maps += [_map(training, training)]
                 maps += [_map(*_halves(sums, fold, roots))] if evidence.n_folds > 2 else []
-            return tuple(roots), training, jnp.stack(maps)
+            return tuple(roots), training._replace(xxxy=None), jnp.stack(maps)  # which the maps alone need
 
         roots, training, maps = lax.map(of_fold, (jnp.arange(evidence.n_folds), sums))
         return _Fitted(bases, roots, training, maps, tuple(share for *_, share in found)), sums  # type: ignore[arg-type]
@@ -241,7 +240,7 @@ class _OfPairs(Metric):
         """The cumulants of the held-out part and of the training part of each fold."""
         sums = self._sums(evidence, fitted.bases)
         held_out = lax.map(lambda inputs: cumulants.cumulants(inputs[0], *inputs[1]), (sums, fitted.roots))
-        return held_out, fitted.training._replace(xxxy=None)
+        return held_out, fitted.training
 
 
 def _halves(sums: cumulants.Sums, fold: Array, roots: Any) -> list[Cumulants]:
@@ -265,13 +264,9 @@ def _map(*halves: Cumulants) -> Array:
     def product(first: Array, second: Array) -> Array:
         return jnp.einsum("pka,pkl->al", first, second, precision=lax.Precision.HIGHEST)
 
-    def steady(half: Cumulants, of: Any) -> Array:
-        """Without the direction in which a common gain makes estimates vary; what is left holds as well."""
-        unit = safe_divide(half.x, jnp.broadcast_to(safe_norm(half.x), half.x.shape))
-        return of - unit[:, None, None] * jnp.tensordot(unit, of, 1, precision=lax.Precision.HIGHEST)
-
-    thirds = [steady(half, jax.vmap(cumulants.unpacked)(half.xx)) for half in halves]  # (pairs, k, a)
-    mixed = [steady(half, half.xxxy) for half in halves]
+    # Without the direction in which a common gain makes estimates vary: what is left holds as well.
+    thirds = [cumulants.without_direction(jax.vmap(cumulants.unpacked)(half.xx), half.x) for half in halves]  # (pairs, k, a)
+    mixed = [cumulants.without_direction(half.xxxy, half.x) for half in halves]  # type: ignore[arg-type]
     gram = product(thirds[0], thirds[1])
     right = product(thirds[0], mixed[1]) + product(thirds[1], mixed[0])
     values, vectors = eigh(gram + gram.T)
@@ -401,6 +396,7 @@ GAP = 0.3
 
 
 def _lost(name: str, score: Score) -> list[str]:
+    """A sentence for each side whose components leave out more than a tenth of its variance."""
     kept = {side: float(score.details[f"{side}_kept"]) for side in SIDES}
     return [
         f"{name} reads components that hold {share:.0%} of the variance of the {side}: raise components."
@@ -546,7 +542,8 @@ class CumulantCCA(_OfPairs):
 def _ranks(sums: cumulants.Sums, fold: Array, roots: tuple[Array, Array]) -> tuple[Array, Array]:
     """Lines of both sides, by two halves of the folds that train."""
     halves = _halves(sums, fold, roots)
-    return tuple(cumulants.rank(*(getattr(half, pair) for half in halves)) for pair in ("xx", "yy"))  # type: ignore[return-value]
+    both = (cumulants.held_out(*(getattr(half, pair) for half in halves)) for pair in ("xx", "yy"))
+    return tuple(cumulants.rank(*found) for found in both)  # type: ignore[return-value]
 
 
 def _lines(matrix: Array, rank: Array, most: int) -> tuple[Array, Array]:

@@ -10,6 +10,8 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from superpos import arrangements
+from superpos.linalg import safe_norm
 from superpos.sae.kernels import linear, mean_square, sparse_linear
 from superpos.sae.options import STATIC, Encoder, Inputs, Params, WarmUp, check
 from superpos.sae.revival import Revival
@@ -112,11 +114,10 @@ class SparseAutoencoder(WarmUp, Revival, Inputs, Encoder):
             raise ValueError(f"directions must be at most {self.n_latents} rows of {self.n_inputs} inputs, got {shape}.")
         if "W_dec" not in params:
             raise ValueError(f"{type(self).__name__} has no decoder of its own to start along directions.")
-        n, norms = shape[0], jnp.linalg.norm(directions, axis=1, keepdims=True)
-        unit = directions / jnp.where(norms > 0, norms, 1)
+        n, unit = shape[0], arrangements.directions(directions)
 
         def turned(rows: Array) -> Array:
-            return jnp.where(norms > 0, unit * jnp.linalg.norm(rows, axis=1, keepdims=True), rows)
+            return jnp.where(jnp.any(unit != 0, axis=1, keepdims=True), unit * safe_norm(rows, axis=1), rows)
 
         changed = {**params, "W_dec": params["W_dec"].at[:n].set(turned(params["W_dec"][:n]))}
         if "W_enc" in params:

@@ -100,14 +100,12 @@ def top_k_mask(x: Float[Array, "units n"], k: ArrayLike) -> Bool[Array, "units n
     Many units: `lax.top_k`. Few: on CPU k - 1 passes over them, many times faster than `lax.top_k`, which sorts there. On
     a GPU `lax.top_k` is the fastest for few units too; a traced k, which it does not take, goes by ranks.
     """
-    few = len(x) <= 512
-    passes: Any = functools.partial(_by_passes, k=k)
-    elsewhere: Any = functools.partial(_by_ranks, k=k) if few else passes  # ranks are the square of the units in operations
+    few, passes = len(x) <= 512, functools.partial(_by_passes, k=k)
     if isinstance(k, int):
-        elsewhere = functools.partial(_by_sorting, k=k)
-        if not few:
-            return _by_sorting(x, k)
-    return lax.platform_dependent(jnp.maximum(x, 0), cpu=passes, default=elsewhere)
+        sorting = functools.partial(_by_sorting, k=k)
+        return lax.platform_dependent(jnp.maximum(x, 0), cpu=passes, default=sorting) if few else sorting(x)
+    # Ranks are the square of the units in operations.
+    return lax.platform_dependent(jnp.maximum(x, 0), cpu=passes, default=functools.partial(_by_ranks, k=k) if few else passes)
 
 
 def _by_sorting(x: Array, k: int) -> Array:

@@ -12,7 +12,7 @@ from jax.typing import ArrayLike
 
 from superpos import linalg
 from superpos.views.base import STATIC, Draw, Params, View, split_signs, which
-from superpos.views.pca import inverse_deviation, principal
+from superpos.views.pca import principal
 from superpos.views.rotation import orthogonal
 
 # What is estimated for each source from its values: a nonlinearity, and its slope.
@@ -95,11 +95,11 @@ class ICA(View):
         samples = draw(*which(draw, key, data_key, self.max_samples))
         n = n_units if self.n_components is None else self.n_components
         mean, directions, variance = principal(samples)
-        whitening = (directions * inverse_deviation(variance))[:, :n]
+        whitening = (directions * linalg.inverse_deviation(variance))[:, :n]
         white = linalg.matmul(samples - mean, whitening)
         start = orthogonal(jax.random.fold_in(key, 0), n)
         rotation, change, iterations = _fixed_point(
-            white, start, inverse_deviation(variance)[:n] > 0, self.fun, self.max_iter, self.tolerance
+            white, start, linalg.inverse_deviation(variance)[:n] > 0, self.fun, self.max_iter, self.tolerance
         )
         skewness = jnp.mean(linalg.matmul(white, rotation) ** 3, axis=0)
         unmixing = linalg.matmul(whitening, rotation * jnp.where(skewness < 0, -1, 1))

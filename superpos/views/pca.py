@@ -82,7 +82,7 @@ class PCA(View):
         kept = self.components(n_units)
         scale = jnp.ones(n_units)
         if self.whiten:
-            scale = inverse_deviation(variance)
+            scale = linalg.inverse_deviation(variance)
         return {"mean": mean, "directions": directions[:, :kept], "scale": scale[:kept]}
 
     def apply(self, weights: Params, x: jax.Array) -> jax.Array:
@@ -140,9 +140,3 @@ def principal(x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     variance, directions = jnp.maximum(variance[::-1], 0), directions[:, ::-1]
     largest = jnp.take_along_axis(directions, jnp.argmax(jnp.abs(directions), axis=0)[None], axis=0)
     return mean, directions * jnp.where(largest < 0, -1, 1), variance
-
-
-def inverse_deviation(variance: jax.Array) -> jax.Array:
-    """1 / √variance of components, the largest first; 0 where there is no more variance than rounding leaves."""
-    varied = variance > len(variance) * jnp.finfo(variance.dtype).eps * variance[0]
-    return jnp.where(varied, 1 / jnp.sqrt(jnp.where(varied, variance, 1)), 0)
