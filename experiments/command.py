@@ -3,9 +3,13 @@
 import contextlib
 import difflib
 import inspect
+import itertools
 import math
+import os
 import re
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
@@ -15,7 +19,7 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 from tabulate import tabulate
 
-from superpos import data
+from superpos import data, storage
 from superpos.results import Run, check_settings
 from superpos.sweeps.processes import broadcast, start_jax
 
@@ -36,11 +40,14 @@ def main(
         draw: draws the figure from these results.
         files: fields that name files of input, whose content is part of the configuration too.
 
-    Bad input ends in one line on standard error and exit status 2.
+    Bad input ends in one line on standard error and exit status 2, a disk that is full in one and status 1. SIGINT and SIGTERM
+    end it, with status 130 and 143, when what is being computed has been saved; a second one ends it at once.
     """
     if {"--help", "-h", "-help"} & set(sys.argv[1:]):
         _print_help(name, config, compute)
         return
+    defaults = dict(_fields(config))
+    sys.argv[1:] = _last(sys.argv[1:])
     workdir, distributed = _define_flags(name, config)
 
     def start(argv: list[str]) -> None:
@@ -48,14 +55,22 @@ def main(
             _fail(f"unexpected argument {argv[1]!r}: settings are given as --config.<field>=<value>.")
         config = flags.FLAGS.config
         try:
+            _check_types(defaults, config)
             start_jax(distributed.value)
             run = _open(name, config, files, workdir.value)
             results = _results(run, config, compute)
             if not run.keeps:
                 return
             draw(results, run)
+        except Stopped as stopped:
+            print(
+                f"error: {stopped}: the same command goes on from what is saved in {workdir.value}.",
+                file=sys.stderr,
+                flush=True,
+            )
+            os._exit(stopped.status)  # XLA's threads may be at work yet, and what they use must not go before they do
         except (ValueError, OSError, MemoryError) as error:
-            _fail(error)
+            _fail(error, 1 if storage.is_of_the_disk(error) else 2)
         except RuntimeError as error:  # JAX's and PyTorch's
             if "out of memory" not in str(error).lower():
                 raise
@@ -63,6 +78,7 @@ def main(
             _fail(f"out of memory: lower {' or '.join(sizes) or 'the sizes in config'} ({str(error).splitlines()[0]})")
         _print(results, run)
 
+    _handle_signals()
     logging.set_verbosity(logging.WARNING)  # absl would print what JAX says of backends that it did not find
     app.run(start, flags_parser=_parse)
 
@@ -81,7 +97,7 @@ def _define_flags(name: str, config: ConfigDict) -> tuple[flags.FlagHolder[str],
     """Defines the flags, --config, --workdir and --distributed; returns the last two."""
     try:
         config_flags.DEFINE_config_dict("config", config)  # reads the command line for config's fields at once
-    except (AttributeError, KeyError) as error:
+    except (AttributeError, KeyError) as error:  # a field that it has not
         inner = error.args[0]
         while isinstance(inner, Exception):
             inner = inner.args[0]
@@ -90,7 +106,7 @@ def _define_flags(name: str, config: ConfigDict) -> tuple[flags.FlagHolder[str],
         near = difflib.get_close_matches(unknown, {field.split(".")[-1] for field in known})
         hint = f" (near it: {', '.join(near)})" if near else ""
         _fail(f"config has no field {unknown!r}{hint}; its fields are {', '.join(known)}.")
-    except (TypeError, ValueError) as error:
+    except Exception as error:  # whatever it makes of a command line
         _fail(error)
     return (
         flags.DEFINE_string("workdir", f"results/{name}", "Folder for config.json, results.json and figure.png."),
@@ -101,8 +117,84 @@ def _define_flags(name: str, config: ConfigDict) -> tuple[flags.FlagHolder[str],
 def _parse(argv: list[str]) -> list[str]:
     try:
         return flags.FLAGS(argv)
-    except (flags.Error, ValueError, TypeError, KeyError) as error:
+    except Exception as error:  # likewise
         _fail(error)
+
+
+def _last(arguments: Sequence[str]) -> list[str]:
+    """The command line with the last of each setting only: tuples that are given twice would be put one behind the other.
+
+    >>> _last(["--config.n_hidden=(8,)", "--workdir=here", "--config.n_hidden=(16,)"])
+    ['--workdir=here', '--config.n_hidden=(16,)']
+    """
+    settings: dict[str, list[str]] = {}
+    given = iter(arguments)
+    for i, argument in enumerate(given):
+        name, equals, _ = argument.partition("=")
+        if not re.fullmatch(r"--?config\.[\w.]+", name):
+            settings[str(i)] = [argument]
+            continue
+        name = name.lstrip("-")
+        settings.pop(name, None)  # into the order of the last
+        settings[name] = [argument] if equals else [argument, *itertools.islice(given, 1)]
+    return [argument for setting in settings.values() for argument in setting]
+
+
+def _check_types(defaults: Mapping[str, Any], config: ConfigDict) -> None:
+    """Refuses settings that are of another kind than their default; whole numbers may stand for others."""
+    given = dict(_fields(config))
+    for name, default in defaults.items():
+        value = given.get(name)
+        if default is None:
+            continue
+        if value is None:
+            raise ValueError(f"config.{name} must be given, as {default!r} is, got {value!r}.")
+        several, kinds = isinstance(default, tuple | list), {type(part) for part in _parts(default)}
+        if several != isinstance(value, tuple | list):
+            raise ValueError(
+                f"config.{name} must be {'a tuple' if several else 'one value'}, as {default!r} is, got {value!r}."
+            )
+        takes = kinds | {int} if float in kinds else kinds
+        if len(kinds) == 1 and any(type(part) not in takes for part in _parts(value)):
+            raise ValueError(
+                f"config.{name} must hold values of type {kinds.pop().__name__}, as {default!r} does, got {value!r}."
+            )
+
+
+def _parts(value: Any) -> Sequence[Any]:
+    return value if isinstance(value, tuple | list) else (value,)
+
+
+class Stopped(BaseException):
+    """A signal has ended the program."""
+
+    def __init__(self, number: int):
+        super().__init__(f"stopped by {signal.Signals(number).name}")
+        self.status = 128 + number
+
+
+def _handle_signals() -> None:
+    """The first SIGINT or SIGTERM raises `Stopped` as soon as nothing is half done; the second ends the process at once."""
+    if threading.current_thread() is not threading.main_thread():
+        return
+    # Python's handlers wait until a compiled program returns. What is written into this pipe is read at once.
+    listening, telling = os.pipe()
+    os.set_blocking(telling, False)
+
+    def listen() -> None:
+        while numbers := os.read(listening, 1):
+            if numbers[0] not in (signal.SIGINT, signal.SIGTERM):
+                continue
+            if heard:
+                os._exit(128 + numbers[0])
+            heard.append(numbers[0])
+            print("Stopping when what is being computed is saved; again to stop at once.", file=sys.stderr, flush=True)
+
+    heard: list[int] = []
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, frame: storage.interruptions.interrupt(Stopped(number)))
+    signal.set_wakeup_fd(telling, warn_on_full_buffer=False)
+    threading.Thread(target=listen, daemon=True).start()
 
 
 def _open(name: str, config: ConfigDict, files: Sequence[str], workdir: str) -> Run:
@@ -194,7 +286,7 @@ def _readable(row: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _fail(error: object) -> NoReturn:
+def _fail(error: object, status: int = 2) -> NoReturn:
     lines = str(error).strip().splitlines() or [repr(error)]
     print(f"error: {lines[0]}", file=sys.stderr)
-    sys.exit(2)
+    sys.exit(status)

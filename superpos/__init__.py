@@ -39,7 +39,8 @@ What is measured:
 - `selectivity`: what single units stand for.
 
 What it is made of: `alignment`, `streaming`, `training` and `sweeps` (where the functions above live), `folds`, `checks` (of
-what callers pass), `transport` (exact matching), `linalg`, and for programs `results` (a run's folder) and `plotting`.
+what callers pass), `transport` (exact matching), `linalg`, and for programs `storage` (files), `results` (a run's
+folder) and `plotting`.
 """
 
 from superpos import (

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from numpy.typing import DTypeLike
 
-from superpos.results import read_json
+from superpos.storage import read_json
 
 
 class Store:

@@ -19,8 +19,10 @@ import textwrap
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike
+from pathlib import Path
 from typing import Any
 
+from superpos import storage
 from superpos.images import Images
 from superpos.views import VIEWS
 
@@ -149,6 +151,7 @@ def finish(figure: Any, caption: str = "", legend: Sequence[Any] | None = None, 
         lines = -(-len(handles) // columns)
         options = {"ncols": -(-len(handles) // lines), "fontsize": 8, "frameon": False}
         figure.legend(handles.values(), handles, loc="outside lower center", **options)
+    _take_literally(figure)
     figure.draw_without_rendering()
     for axis in figure.axes:
         room = int(axis.get_position().width * width / _WIDTH)
@@ -160,8 +163,18 @@ def finish(figure: Any, caption: str = "", legend: Sequence[Any] | None = None, 
 
 
 def save(figure: Any, path: str | PathLike) -> None:
-    """Writes a figure as PNG."""
-    figure.savefig(path, dpi=200)
+    """Writes a figure as PNG, whole or not at all."""
+    _take_literally(figure)
+    storage.replace(Path(path), lambda part: figure.savefig(part, dpi=200, format="png"))
+
+
+def _take_literally(figure: Any) -> None:
+    """Dollars in texts are dollars: names of files and layers may have them. Ticks of Matplotlib's own are formulas."""
+    from matplotlib.text import Text
+
+    for text in figure.findobj(Text):
+        if "\\mathdefault" not in text.get_text():
+            text.set_parse_math(False)
 
 
 def bars(axis: Any, rows: Sequence[dict[str, Any]], by: str = "comparison") -> None:

@@ -1,21 +1,26 @@
 """A run's folder: `config.json`, `results.json`, `figure.png` and checkpoints."""
 
-import glob
 import hashlib
 import json
 import math
 import os
 import platform
 import re
-import shutil
 import subprocess
 import sys
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from superpos import storage
+from superpos.storage import read_json, write_json
+
+_ENDING = ".safetensors"  # of a checkpoint
+_BEGUN = {".lock", "config.json.part"}  # what a run leaves that was killed while it began
 
 
 class Run:
@@ -32,14 +37,16 @@ class Run:
     """
 
     def __init__(self, workdir: str | os.PathLike, experiment: str, config: dict[str, Any], *, keeps: bool = True):
-        self.path, self.keeps = Path(workdir), keeps
-        self.config = json.loads(json.dumps(_finite(config, str)))
+        self.path, self.keeps = Path(workdir).absolute(), keeps
+        self.config = json.loads(json.dumps(storage.finite(config, str)))
         self.experiment = experiment
+        self._lock = storage.Lock(self.path)
+        weakref.finalize(self, self._lock.release)
         if self.path.exists() and not self.path.is_dir():
             raise ValueError(f"workdir must be a folder, but {self.path} is a file.")
         if self._config_file.exists():
             self._check_config()
-        elif self.path.exists() and any(self.path.iterdir()):
+        elif self.path.exists() and {file.name for file in self.path.iterdir()} - _BEGUN:
             raise ValueError(f"workdir {self.path} is neither empty nor a run's folder: name another workdir.")
 
     @property
@@ -50,26 +57,52 @@ class Run:
     def claim(self) -> None:
         """Makes the folder this run's: call it when the input is known to be good, before the work begins.
 
+        It is this process's then, until `release` or the end of this object: another one is refused.
+
         Raises:
-            ValueError: another run has claimed it meanwhile.
+            ValueError: another run has claimed it meanwhile, or another process works there.
             OSError: it cannot be written to.
         """
         if not self.keeps:
             return
-        self.path.mkdir(parents=True, exist_ok=True)
+        storage.make_folder(self.path)
+        self._lock.acquire()
         if not self._config_file.exists():
             write_json(self._config_file, self._described())
         self._check_config()
 
+    def release(self) -> None:
+        """Lets other processes work in the folder."""
+        self._lock.release()
+
     def finished(self) -> dict[str, Any] | None:
-        """The results that an earlier run with this configuration wrote, if it came to its end."""
+        """The results that an earlier run with this configuration wrote, if it came to its end.
+
+        Raises:
+            ValueError: they were changed since, are of another configuration, or were made from other states than are there.
+        """
         file = self.path / "results.json"
-        return read_json(file) if file.exists() else None
+        if not file.exists():
+            return None
+        results = read_json(file)
+        advice = f"remove {file} to make them anew, or name another workdir."
+        seal = results.get("seal") if isinstance(results, dict) else None
+        if not isinstance(seal, dict):
+            raise ValueError(f"{file} holds results without a seal, by hand or of an earlier version: {advice}")
+        if seal.pop("sha256", None) != storage.seal(results):
+            raise ValueError(f"{file} was changed after the run had written it: {advice}")
+        if seal["config"] != storage.seal(self._described()):
+            raise ValueError(f"{file} is of another configuration than {self._config_file.name} beside it: {advice}")
+        there = self._states()
+        if other := [name for name, sha256 in seal["states"].items() if there.get(name, sha256) != sha256]:
+            raise ValueError(f"{file} was made from other states than {other[0]} is now: {advice}")
+        return results
 
     def finish(self, rows: list[dict[str, Any]], seconds: dict[str, float], **tables: Any) -> dict[str, Any]:
         """Writes `results.json` and returns what it holds; `tables` are further entries beside `rows`.
 
-        There null stands for NaN, and lists for arrays.
+        There null stands for NaN, and lists for arrays. Its `seal` has hashes of the configuration, of the states that are
+        saved in the workdir, and of all of it.
         """
         results = {
             "experiment": self.experiment,
@@ -81,50 +114,61 @@ class Run:
         if not self.keeps:
             return results
         self.claim()
+        results = json.loads(json.dumps(storage.finite(results)))
+        results["seal"] = {"config": storage.seal(self._described()), "states": self._states()}
+        results["seal"]["sha256"] = storage.seal(results)
         write_json(self.path / "results.json", results)
-        return read_json(self.path / "results.json")
+        return results
+
+    def _states(self) -> dict[str, str]:
+        """The SHA-256 of each checkpoint in the workdir, those of runs inside it too, as they themselves tell it."""
+        states = {}
+        for folder, _, names in sorted(os.walk(self.path)):
+            if os.path.basename(folder) == "checkpoints":
+                for name in sorted(name for name in names if name.endswith(_ENDING)):
+                    file = Path(folder, name)
+                    states[str(file.relative_to(self.path))] = _told(file)["sha256"]
+        return states
 
     def save(self, name: str, tree: Any, *, keep: int | None = None) -> None:
-        """Saves a pytree of arrays as a checkpoint of this run, whole or not at all.
+        """Saves a pytree of arrays as a checkpoint of this run, a file of safetensors, whole or not at all.
 
         Args:
             name: of the checkpoint.
             tree: what it holds.
             keep: how many checkpoints to keep, the last by name, this one among them; by default all. Others go when this one
-                is whole.
+                is on disk.
 
         Raises:
             OSError: it could not be written: a full disk, for example.
         """
         import jax
-        import orbax.checkpoint as ocp
+        from safetensors.numpy import save_file
 
         self.claim()
         # Leaves go by number: names may be alike, and containers sort them in their own ways.
-        arrays = [(path, np.asarray(leaf)) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)]
+        arrays = [(path, np.asarray(leaf, order="C")) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)]
         leaves = [leaf for _, leaf in arrays]
         seal = {
             "run": self._described(),
             "name": name,
-            "sha256": digest(leaves),
             "leaves": [[_plain_path(path), str(leaf.dtype), list(leaf.shape)] for path, leaf in arrays],
+            "sha256": digest(leaves),
         }
+        told = {"seal": json.dumps(seal), "sha256": storage.seal(seal)}
+        tensors = {str(i): _plain(leaf) for i, leaf in enumerate(leaves)}
         try:
-            self._clear(name)  # what a killed run left of it
-            with self._checkpointer() as checkpointer:
-                parts = ocp.args.Composite(tree=ocp.args.StandardSave(_numbered(leaves)), seal=ocp.args.JsonSave(seal))
-                checkpointer.save(self._checkpoint(name), parts, force=True)
-        except Exception as error:  # of the operating system, or of a library below that has its own
-            self._clear(name)
-            reason = (str(error).strip() or repr(error)).splitlines()[0]
-            reason = "the disk is full" if "No space left" in str(error) else reason
-            raise OSError(
+            storage.make_folder(self._checkpoints)
+            storage.replace(self._checkpoint(name), lambda part: save_file(tensors, part, told))
+        except OSError as error:
+            reason = storage.why(error.__cause__ or error)
+            raise storage.NotWrittenError(
                 f"Checkpoint {name} could not be saved in {self.path} ({reason}); what was saved before is kept, and the same "
                 "run goes on from there."
             ) from error
         if keep is not None:
             for superfluous in self.checkpoints()[:-keep]:
-                shutil.rmtree(self._checkpoint(superfluous), ignore_errors=True)
+                self._checkpoint(superfluous).unlink(missing_ok=True)
 
     def load(self, name: str, like: Any = None) -> Any | None:
         """The checkpoint `name`, None where there is none; `like` gives its structure, by default dicts and lists.
@@ -133,61 +177,39 @@ class Run:
             ValueError: the checkpoint is damaged, or of another run.
         """
         import jax
-        import orbax.checkpoint as ocp
+        from safetensors import safe_open
 
-        if not self._saved(self._checkpoint(name)):
+        file = self._checkpoint(name)
+        if not file.exists():
             return None
-        advice = f"remove {self._checkpoint(name)} to compute it anew, or name another workdir."
+        advice = f"remove {file} to compute it anew, or name another workdir."
         try:
-            with self._checkpointer() as checkpointer:
-                parts = ocp.args.Composite(tree=ocp.args.StandardRestore(), seal=ocp.args.JsonRestore())
-                restored = checkpointer.restore(self._checkpoint(name), parts)
-            tree, seal = restored.tree, restored.seal
-            leaves = [
-                np.zeros(shape, dtype) if 0 in shape else np.asarray(tree[str(i)])
-                for i, (_, dtype, shape) in enumerate(seal["leaves"])
-            ]
+            seal = _told(file)
+            with safe_open(file, framework="numpy") as content:
+                leaves = [_unplain(content.get_tensor(str(i)), *of) for i, (_, *of) in enumerate(seal["leaves"])]
             whole = seal["sha256"] == digest(leaves)
-        except Exception:  # whatever Orbax and what lies below it make of a torn file
+        except Exception:  # whatever the library makes of a torn file
             raise ValueError(f"Checkpoint {name} in {self.path} cannot be read: {advice}") from None
-        if (seal["run"], seal["name"]) != (self._described(), name):
-            raise ValueError(f"Checkpoint {name} in {self.path} belongs to another run: {advice}")
         if not whole:
             raise ValueError(f"Checkpoint {name} in {self.path} is damaged: {advice}")
+        if (seal["run"], seal["name"]) != (self._described(), name):
+            raise ValueError(f"Checkpoint {name} in {self.path} belongs to another run: {advice}")
         if like is None:
             return _nested([(path, leaf) for (path, _, _), leaf in zip(seal["leaves"], leaves, strict=True)])
         return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
     def checkpoints(self) -> list[str]:
-        """Names of the checkpoints that were saved whole."""
-        folder = self._checkpoint("")
-        return sorted(part.name for part in folder.iterdir() if self._saved(part)) if folder.is_dir() else []
+        """Names of the checkpoints that were saved whole.
 
-    @staticmethod
-    def _saved(folder: Path) -> bool:
-        from orbax.checkpoint.utils import is_checkpoint_finalized
-
-        # A run that was killed while it saved leaves a temporary folder behind.
-        return folder.is_dir() and is_checkpoint_finalized(folder)
-
-    def _checkpointer(self) -> Any:
-        import jax
-        import orbax.checkpoint as ocp
-
-        options = ocp.options.MultiprocessingOptions()
-        if jax.process_count() > 1:  # only the process that keeps the run writes: it waits for no other
-            me = jax.process_index()
-            options = ocp.options.MultiprocessingOptions(primary_host=me, active_processes={me}, barrier_sync_key_prefix="run")
-        handler = ocp.CompositeCheckpointHandler(
-            composite_options=ocp.CompositeOptions(multiprocessing_options=options),
-            tree=ocp.StandardCheckpointHandler(multiprocessing_options=options),
-            seal=ocp.JsonCheckpointHandler(multiprocessing_options=options),
-        )
-        return ocp.Checkpointer(handler, multiprocessing_options=options)
-
-    def _clear(self, name: str) -> None:
-        for part in self._checkpoint("").glob(f"{glob.escape(name)}.*"):
-            shutil.rmtree(part, ignore_errors=True)
+        Raises:
+            ValueError: some are of an earlier version.
+        """
+        entries = list(self._checkpoints.iterdir()) if self._checkpoints.is_dir() else []
+        if folders := [entry.name for entry in entries if entry.is_dir()]:
+            raise ValueError(
+                f"{self._checkpoints} holds {folders[0]}, of an earlier version of superpos: name another workdir."
+            )
+        return sorted(entry.name.removesuffix(_ENDING) for entry in entries if entry.name.endswith(_ENDING))
 
     @property
     def _config_file(self) -> Path:
@@ -205,8 +227,12 @@ class Run:
         where = f" ({', '.join(differing)})" if differing and theirs.get("experiment") == self.experiment else ""
         raise ValueError(f"workdir {self.path} holds a run with another configuration{where}: name another workdir.")
 
+    @property
+    def _checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
     def _checkpoint(self, name: str) -> Path:
-        return (self.path / "checkpoints" / name).absolute()
+        return self._checkpoints / f"{name}{_ENDING}"
 
 
 def shows_progress(progress: bool | None) -> bool:
@@ -242,24 +268,12 @@ def environment() -> dict[str, Any]:
     }
 
 
-def read_json(file: Path) -> Any:
-    """The content of a JSON file.
-
-    Raises:
-        ValueError: the file is not JSON.
-    """
-    try:
-        return json.loads(file.read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{file} is not valid JSON ({error}): name another workdir.") from error
-
-
 def digest(leaves: Iterable[np.ndarray]) -> str:
     """SHA-256 of arrays: their types, shapes and values."""
     sha = hashlib.sha256()
     for leaf in leaves:
         sha.update(f"{leaf.dtype}{leaf.shape}".encode())
-        sha.update(np.ascontiguousarray(leaf).tobytes())
+        sha.update(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8).data)
     return sha.hexdigest()
 
 
@@ -315,9 +329,31 @@ def _constants(part: Any) -> Iterator[Any]:
             yield from _constants(inner)
 
 
-def _numbered(leaves: list[np.ndarray]) -> dict[str, np.ndarray]:
-    """Leaves as a dict by number; Orbax takes neither empty arrays nor nothing at all."""
-    return {str(i): leaf for i, leaf in enumerate(leaves) if leaf.size} or {"none": np.zeros(1)}
+def _told(file: Path) -> dict[str, Any]:
+    """What a checkpoint tells of itself.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    from safetensors import safe_open
+
+    with storage.reading(file, "a checkpoint"):
+        with safe_open(file, framework="numpy") as content:
+            told = content.metadata()
+        seal = json.loads(told["seal"])
+        if told["sha256"] != storage.seal(seal):
+            raise ValueError("damaged")
+    return seal
+
+
+def _plain(leaf: np.ndarray) -> np.ndarray:
+    """A leaf as safetensors takes it from NumPy: bytes, where it is neither of whole numbers nor of common floats."""
+    return leaf if leaf.dtype.kind in "iufb" and leaf.dtype.isbuiltin else leaf.reshape(-1).view(np.uint8)
+
+
+def _unplain(values: np.ndarray, dtype: str, shape: list[int]) -> np.ndarray:
+    """The leaf that `_plain` was given."""
+    return values if str(values.dtype) == dtype else values.view(np.dtype(dtype)).reshape(shape)
 
 
 def _plain_path(path: Any) -> list[int | str]:
@@ -334,24 +370,6 @@ def _nested(leaves: list[Any]) -> Any:
         groups.setdefault(first, []).append((rest, leaf))
     inner = {key: _nested(group) for key, group in groups.items()}
     return list(inner.values()) if inner and all(isinstance(key, int) for key in inner) else inner
-
-
-def write_json(file: Path, content: Any) -> None:
-    """Writes a file whole or not at all."""
-    part = file.with_suffix(".part")
-    part.write_text(json.dumps(_finite(content), indent=1, allow_nan=False) + "\n")
-    part.replace(file)
-
-
-def _finite(content: Any, instead: Callable[[float], Any] = lambda value: None) -> Any:
-    """The same with something instead of NaN and infinity, which JSON does not know; arrays are lists."""
-    if isinstance(content, np.ndarray):
-        content = content.tolist()
-    if isinstance(content, dict):
-        return {key: _finite(value, instead) for key, value in content.items()}
-    if isinstance(content, list | tuple):
-        return [_finite(value, instead) for value in content]
-    return instead(content) if isinstance(content, float) and not math.isfinite(content) else content
 
 
 def check_settings(settings: Iterable[tuple[str, Any]]) -> None:

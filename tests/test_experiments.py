@@ -263,6 +263,12 @@ BAD = [
     (["--config.seed=three"], "seed"),
     (["--config.sae.learning_rate=nan"], "config.sae.learning_rate must be finite and at least 0, got nan"),
     (["stray"], "unexpected argument 'stray'"),
+    (["--config.metrics=None"], "config.metrics must hold values of type str, as ('semi_match', "),
+    (["--config.metrics=(1, 'cka')"], "config.metrics must hold values of type str"),
+    (["--config.metrics=('a',)", "--config.source={}/a.npy", "--config.target={}/a.npy", "--config.metrics=('b',)"], "got 'b'"),
+    (["--config.sae.k=4", "--config.sae=None"], "Flag --config.sae is provided after --config.sae.k"),
+    (["--config.sae={{}}"], "config.sae.architecture must be given, as 'topk' is"),
+    (["--workdir={}/a.npy"], "workdir must be a folder, but"),
 ]
 
 
@@ -285,6 +291,9 @@ def test_bad_settings_of_the_study(tmp_path):
         "toy.steps=0",
         "n_hidden=(8,8)",
         "chunk=-1",
+        "n_hidden=(8.0,16)",
+        "n_hidden=None",
+        "n_hidden=(8,16",
     ]
     for status, errors in run_commands(
         "toy_alignment", [[f"--workdir={tmp_path}/run", f"--config.{field}"] for field in fields]

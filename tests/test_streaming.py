@@ -134,7 +134,7 @@ def test_a_process_that_is_killed_goes_on_bit_for_bit(whole, tmp_path):
     process = subprocess.Popen([sys.executable, "-c", script, str(tmp_path / "run")], env=os.environ)
     try:
         deadline = time.monotonic() + 120
-        while not list((tmp_path / "run" / "checkpoints").glob("step-*3")) and process.poll() is None:
+        while not list((tmp_path / "run" / "checkpoints").glob("step-*3.safetensors")) and process.poll() is None:
             assert time.monotonic() < deadline
             time.sleep(0.01)
     finally:

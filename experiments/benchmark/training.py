@@ -19,7 +19,8 @@ from tqdm import tqdm
 import superpos as sp
 from experiments.benchmark.modules import Published, TopK, Toy, Vanilla
 from experiments.benchmark.race import Race, Timed
-from superpos.results import Run, read_json
+from superpos.results import Run
+from superpos.storage import read_json
 
 N_BATCHES = 16  # that the models see in turn; the large one a quarter of them
 LOOP, VMAP, MATMUL = "PyTorch, one by one", "torch.func.vmap", "large matmul"

@@ -21,7 +21,8 @@ import numpy as np
 
 from superpos import data
 from superpos.images import Images, Preprocessing
-from superpos.results import Run, environment, read_json, shows_progress, write_json
+from superpos.results import Run, environment, shows_progress
+from superpos.storage import read_json, write_json
 
 POSITIONS = ("center", "mean", "all", "class")
 

@@ -14,7 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Key
 
-from superpos.results import Run, read_json, shows_progress
+from superpos.results import Run, shows_progress
+from superpos.storage import read_json, unbroken
 from superpos.sweeps.plan import Plan, Sizes, read
 from superpos.sweeps.processes import agree, together
 from superpos.sweeps.program import Bar, Program, free_memory
@@ -129,10 +130,11 @@ def sweep(
             bar.open([branch.runs for branch in program.branches])
             for stage in plan.stages:
                 for piece in plan.pieces(sizes, [stage]):
-                    outputs = plan.do(piece, program, sizes)
-                    if workdir is not None:
-                        together(lambda: run.save(piece.name, outputs))  # noqa: B023
-                    plan.fill(piece, outputs)
+                    with unbroken():  # what is computed is saved too, before a signal ends the program
+                        outputs = plan.do(piece, program, sizes)
+                        if workdir is not None:
+                            together(lambda: run.save(piece.name, outputs))  # noqa: B023
+                        plan.fill(piece, outputs)
                 if stage == "train" and first:
                     _warn(layout.failures(plan.stages["train"].trees))
         except jax.errors.JaxRuntimeError as error:
@@ -143,6 +145,8 @@ def sweep(
             raise MemoryError(f"Out of memory with chunk={most}: {advice}.") from error
         finally:
             bar.close()
+            if run is not None:
+                run.release()
     elif first:
         _warn(layout.failures(plan.stages["train"].trees))
     seconds = {"compile": compiled - started, "run": time.perf_counter() - compiled}

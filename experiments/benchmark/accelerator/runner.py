@@ -22,7 +22,7 @@ OPTIONAL = {
     "ml_collections": "no study",
     "ot": "transport without POT beside it",
     "matplotlib": "no study",
-    "orbax": "no study",
+    "safetensors": "no study",
     "xarray": "no study",
     "psutil": "no sweeps on a CPU",
 }
@@ -58,7 +58,7 @@ PARTS = (
     Part("stream", 60),
     Part("mesh", 40),
     # Last, with all that is left: on an H200 it did not end within 100 s, and took them from the others.
-    Part("study", 300, 30, ("ml_collections", "matplotlib", "orbax", "xarray", "absl")),
+    Part("study", 300, 30, ("ml_collections", "matplotlib", "safetensors", "xarray", "absl")),
 )
 
 

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from superpos.results import read_json
+from superpos.storage import read_json
 
 GOAL = 30  # seconds
 KERNELS = 3 * (10_000 * 25 + 8_000 * 45 + 4_000 * 30)  # of the three widths' toys, SAEs and supervised networks
