@@ -1,7 +1,9 @@
 """Readers of activations."""
 
+import functools
 import hashlib
 import itertools
+import json
 import math
 import mmap
 import os
@@ -14,14 +16,17 @@ import numpy as np
 from jaxtyping import Float, Int
 from numpy.typing import DTypeLike
 
-from superpos.storage import read_json
+from superpos import storage
+from superpos.storage import read_json, sha256
 
 
 class Store:
     """A Zarr array, version 2 or 3, that stays on disk: `store[a:b]` reads a part as a NumPy array, `np.asarray(store)` all.
 
+    Of those that `networks.io.extract` wrote every chunk is there, and has a checksum: see `zarr_spec`.
+
     Raises:
-        ValueError: the folder is no Zarr array.
+        ValueError: the folder is no Zarr array; on reading, a chunk that is damaged or missing.
 
     >>> import tempfile, tensorstore
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -34,12 +39,16 @@ class Store:
     def __init__(self, folder: str | os.PathLike):
         import tensorstore
 
-        driver = "zarr3" if (Path(folder) / "zarr.json").is_file() else "zarr"
-        spec = {"driver": driver, "kvstore": {"driver": "file", "path": str(Path(folder).absolute())}}
+        described = Path(folder) / "zarr.json"
+        told = read_json(described) if described.is_file() else None
+        spec: dict[str, Any] = {"driver": "zarr" if told is None else "zarr3", "kvstore": _files(folder)}
+        if isinstance(told, dict) and isinstance(of := told.get("attributes"), dict) and of.get("superpos") == _WHOLE:
+            spec["fill_missing_data_reads"] = False
         try:
             self._array = tensorstore.open(spec, open=True, read=True).result()
         except ValueError as error:
             raise ValueError(f"{folder} is not a Zarr array (of a group, name one of its arrays: {folder}/NAME).") from error
+        self._folder = folder
         self.shape, self.ndim = tuple(self._array.shape), len(self._array.shape)
         self.dtype = np.dtype(self._array.dtype.numpy_dtype)
 
@@ -51,10 +60,35 @@ class Store:
         first, end, step = rows.indices(len(self))
         if step != 1:
             raise ValueError(f"a Zarr array is read in slices without steps, got {rows}.")
-        return self._array[first : max(first, end)].read().result()
+        return self._read(self._array[first : max(first, end)])
 
     def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> np.ndarray:
-        return np.asarray(self._array.read().result(), dtype=dtype)
+        return np.asarray(self._read(self._array), dtype=dtype)
+
+    def _read(self, part: Any) -> np.ndarray:
+        with storage.reading(self._folder, "a Zarr array that is whole"):
+            storage.check_room(math.prod(part.shape) * self.dtype.itemsize)
+            return part.read().result()
+
+
+_WHOLE = "every chunk is stored"
+
+
+def zarr_spec(folder: Path) -> dict[str, Any]:
+    """TensorStore's description of a Zarr array all of whose chunks are stored, with a checksum each."""
+    codecs = [{"name": "bytes"}, {"name": "crc32c"}]
+    attributes = {"superpos": _WHOLE}
+    return {
+        "driver": "zarr3",
+        "kvstore": _files(folder),
+        "metadata": {"codecs": codecs, "attributes": attributes},
+        "store_data_equal_to_fill_value": True,
+        "fill_missing_data_reads": False,
+    }
+
+
+def _files(folder: str | os.PathLike) -> dict[str, str]:
+    return {"driver": "file", "path": str(Path(folder).absolute())}
 
 
 def load(path: str) -> np.ndarray | Store:
@@ -64,9 +98,11 @@ def load(path: str) -> np.ndarray | Store:
         path: `file.npy` (memory-mapped), `file.npz:key` (the key may be left out where there is just one; read whole), or the
             folder of a Zarr array (stays on disk, see `Store`).
 
+    What `networks.io.extract` wrote is checked against its hashes: a `.npy` whole, once a process, a Zarr array as it is read.
+
     Raises:
         FileNotFoundError: no such file.
-        ValueError: the file is not an array of real numbers, or has no such key.
+        ValueError: the file is not an array of real numbers, or has no such key; it is damaged; it does not fit into memory.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -79,21 +115,64 @@ def load(path: str) -> np.ndarray | Store:
         return _real(Store(file), path)
     if not file.is_file():
         raise FileNotFoundError(f"{file} is not there, or is not a file.")
-    try:
+    with storage.reading(file, "a .npy or .npz file of numbers"):
+        if zipfile.is_zipfile(file):
+            return _real(_of_archive(file, key), path)
+        with file.open("rb") as start:
+            np.lib.format.read_magic(start)  # of anything else NumPy would say how to run what may be in it
         content = np.load(file, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{file} is not a .npy or .npz file of numbers.") from error
-    if isinstance(content, np.lib.npyio.NpzFile):
-        keys = content.files
-        if not key and len(keys) == 1:
-            key = keys[0]
+        if not isinstance(content, np.ndarray):
+            raise ValueError("not an array")
+        _real(content, path)
+    if (told := _told(file)) is not None and "sha256" in told[1]:
+        _check_blocks(str(file.absolute()), file.stat().st_mtime_ns, json.dumps(told[1]["sha256"]))
+    return content
+
+
+def _of_archive(file: Path, key: str) -> np.ndarray:
+    """An array of a `.npz`, read when what it says of its size is known to be true."""
+    with zipfile.ZipFile(file) as archive:
+        keys = [name.removesuffix(".npy") for name in archive.namelist()]
+        key = keys[0] if not key and len(keys) == 1 else key
         if key not in keys:
             asked = f"no array {key!r}" if key else "several arrays"
             raise ValueError(f"{file} has {asked}: name one as {file}:KEY, KEY out of {', '.join(keys)}.")
-        content = content[key]
-    if not isinstance(content, np.ndarray):
-        raise ValueError(f"{path} is not an array.")
-    return _real(content, path)
+        member = archive.infolist()[keys.index(key)]
+        with archive.open(member) as content:
+            version = np.lib.format.read_magic(content)
+            header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+            shape, _, dtype = header.get(version, np.lib.format.read_array_header_2_0)(content)
+            if dtype.hasobject:
+                raise ValueError(f"{key} holds objects, which could run code")
+            if (size := math.prod(shape) * dtype.itemsize) != member.file_size - content.tell():
+                raise ValueError(f"{key} is not as large as it says")
+        # No compression that NumPy writes makes a thousandth of anything.
+        if size > 1100 * member.compress_size:
+            raise ValueError(f"{key} is larger than it can be")
+        storage.check_room(size)
+        with archive.open(member) as content:
+            return np.lib.format.read_array(content, allow_pickle=False)
+
+
+def hashes(array: np.ndarray) -> dict[str, Any]:
+    """SHA-256 of blocks of rows, as manifests of activations have them: `{"rows": in a block, "blocks": hashes}`."""
+    n_rows = max(1, _BLOCK // max(1, math.prod(array.shape[1:]) * array.dtype.itemsize))
+    blocks = [storage.digest([array[first : first + n_rows]]) for first in range(0, len(array), n_rows)]
+    return {"rows": n_rows, "blocks": blocks}
+
+
+_BLOCK = 2**24  # bytes
+
+
+@functools.lru_cache(maxsize=1024)
+def _check_blocks(path: str, changed: int, expected: str) -> None:
+    """Reads an array once, to see whether it is what was written; once a process, unless it changes."""
+    array, told = np.load(path, mmap_mode="r", allow_pickle=False), json.loads(expected)
+    n_rows, found = told["rows"], hashes(array)["blocks"]
+    if bad := [i for i, (a, b) in enumerate(itertools.zip_longest(found, told["blocks"])) if a != b]:
+        rows = f"rows {bad[0] * n_rows} to {(bad[0] + 1) * n_rows - 1}"
+        raise ValueError(f"{path} is damaged: {rows} are not what was extracted. Extract them anew, in another folder.")
+    _let_go(array)
 
 
 def fingerprint(path: str) -> str:
@@ -108,9 +187,9 @@ def fingerprint(path: str) -> str:
     """
     file, _ = _split(path)
     if not file.is_dir():
-        return _sha256(file) if file.is_file() else ""
+        return sha256(file) if file.is_file() else ""
     parts = sorted(part for part in file.rglob("*") if part.is_file())
-    return hashlib.sha256("".join(f"{part.relative_to(file)} {_sha256(part)}\n" for part in parts).encode()).hexdigest()
+    return hashlib.sha256("".join(f"{part.relative_to(file)} {sha256(part)}\n" for part in parts).encode()).hexdigest()
 
 
 def fingerprints(paths: str | Sequence[str]) -> str | list[str]:
@@ -120,11 +199,6 @@ def fingerprints(paths: str | Sequence[str]) -> str | list[str]:
     ['']
     """
     return fingerprint(paths) if isinstance(paths, str) else [fingerprint(path) for path in paths]
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def _real(array: Any, name: str) -> Any:
@@ -152,16 +226,29 @@ def manifest(path: str | os.PathLike) -> dict[str, Any] | None:
     ...     manifest(f"{folder}/layer3.npy") is None
     True
     """
-    file = Path(path).parent / "manifest.json"
-    told = read_json(file) if file.is_file() else {}
-    own = [array for array in told.get("arrays", {}).values() if array["file"] == Path(path).name]
-    if not own:
+    found = _told(Path(path))
+    if found is None:
         return None
-    if len(told["images"]) != (n := load(str(path)).shape[0]):
-        raise ValueError(f"{path} has {n} rows, but {file} names {len(told['images'])} images.")
-    if "image_sha256" not in told:
+    told, own = found
+    images, file = told.get("images"), Path(path).parent / "manifest.json"
+    if not isinstance(images, list) or len(images) != (n := load(str(path)).shape[0]):
+        named = f"{len(images)} images" if isinstance(images, list) else "no images"
+        raise ValueError(f"{path} has {load(str(path)).shape[0]} rows, but {file} names {named}.")
+    if len(told.get("image_sha256") or ()) != n:
         raise ValueError(f"{file} is of an earlier version, without the hashes of the images: extract anew.")
-    return {**told, "array": own[0]}
+    return {**told, "array": own}
+
+
+def _told(path: Path) -> tuple[dict[str, Any], dict[str, Any]] | None:
+    """What a manifest beside an array says, of all and of this one; None where there is none, or it is another program's."""
+    file = path.parent / "manifest.json"
+    told = read_json(file) if file.is_file() else None
+    if not isinstance(told, dict):
+        return None
+    arrays = told.get("arrays")
+    listed = [array for array in arrays.values() if isinstance(array, dict)] if isinstance(arrays, dict) else []
+    own = [array for array in listed if array.get("file") == path.name]
+    return (told, own[0]) if own else None
 
 
 def flatten(

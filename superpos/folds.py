@@ -41,6 +41,8 @@ def assign_folds(
             raise ValueError("folds is traced: pass n_folds, the number of folds.")
         return ids, n_folds
     n_folds = int(ids.max()) + 1 if n_folds is None else n_folds
+    if n_folds > n_samples:  # before that many are counted
+        raise ValueError(f"folds must number 0 to n_folds - 1, none empty, got {n_samples} samples for {n_folds} folds.")
     ids = np.where(ids < 0, -1, ids)
     if ids.max() >= n_folds:
         raise ValueError(f"folds must be below n_folds={n_folds}, got {ids.max()}.")

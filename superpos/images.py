@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import itertools
+import math
 import os
 import zipfile
 from collections.abc import Iterable
@@ -15,7 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
+from superpos import storage
+
 EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # Pillow's others start programs, or are hardly ever tested
+LARGEST = 2**28  # bytes of an image's file
 
 
 class Images:
@@ -29,8 +34,9 @@ class Images:
 
     Raises:
         FileNotFoundError: no such folder or file.
-        ValueError: a file that is no zip, no image in it, or two of one name; on reading one, that it is unreadable or grey
-            with more than 8 bits (of colours Pillow keeps the upper 8).
+        ValueError: a file that is no zip, no image in it, or two of one name; on reading one, that it is unreadable, of none of
+            `FORMATS` whatever its name says, larger than `LARGEST` or Pillow's MAX_IMAGE_PIXELS, or grey with more than 8 bits
+            (of colours Pillow keeps the upper 8).
 
     >>> import tempfile, PIL.Image
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -42,14 +48,15 @@ class Images:
     """
 
     def __init__(self, path: str | os.PathLike):
-        self.path = Path(path)
+        self.path = Path(path).absolute()
         if not self.path.exists():
             raise FileNotFoundError(f"images must be a folder or a zip, but {self.path} is not there.")
         if self.path.is_dir():
             self._zip = None
             listed = (file.relative_to(self.path).as_posix() for file in self.path.rglob("*") if file.is_file())
         elif zipfile.is_zipfile(self.path):
-            self._zip = zipfile.ZipFile(self.path)
+            with storage.reading(self.path, "a zip"):
+                self._zip = zipfile.ZipFile(self.path)
             listed = (name for name in self._zip.namelist() if not name.endswith("/"))
         else:
             raise ValueError(f"images must be a folder or a zip, but {self.path} is neither.")
@@ -64,11 +71,14 @@ class Images:
         names = self.names if names is None else list(map(str, names))
         hashes = {}
         for name in dict.fromkeys(names):
-            with self._open(name) as file:
+            with storage.reading(self.path / name, "an image"), self._open(name) as file:
                 hashes[name] = hashlib.file_digest(file, "sha256").hexdigest()
         return [hashes[name] for name in names]
 
     def _open(self, name: str) -> Any:
+        size = self._zip.getinfo(name).file_size if self._zip else (self.path / name).stat().st_size
+        if size > LARGEST:
+            raise ValueError(f"its {size:,} bytes are more than {LARGEST:,}")
         return self._zip.open(name) if self._zip else (self.path / name).open("rb")
 
     @property
@@ -85,10 +95,15 @@ class Images:
         name = self.names[index]
         try:
             with self._open(name) as file:
-                image = Image.open(file)
+                image = Image.open(file, formats=FORMATS)
+                most = Image.MAX_IMAGE_PIXELS or math.inf  # Pillow itself takes twice as many, with a warning
+                if math.prod(image.size) > most:
+                    raise ValueError(f"its {math.prod(image.size):,} pixels are more than PIL.Image.MAX_IMAGE_PIXELS, {most:,}")
                 image.load()
-        except (OSError, SyntaxError, ValueError, zipfile.BadZipFile, Image.DecompressionBombError) as error:
-            raise ValueError(f"Image {name} in {self.path} cannot be read: {error}") from error
+        except FileNotFoundError:
+            raise
+        except Exception as error:  # Pillow's readers, and those of zips, raise what they like for a damaged file
+            raise ValueError(f"Image {name} in {self.path} cannot be read: {error or type(error).__name__}") from error
         if image.mode.startswith(("I", "F")):  # Pillow would cut their values off
             raise ValueError(f"Image {name} in {self.path} must have 8 bits a channel, got Pillow's mode {image.mode}.")
         return image.convert("RGB")

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from superpos import storage
-from superpos.storage import read_json, write_json
+from superpos.storage import digest, read_json, write_json
 
 _ENDING = ".safetensors"  # of a checkpoint
 _BEGUN = {".lock", "config.json.part"}  # what a run leaves that was killed while it began
@@ -266,15 +266,6 @@ def environment() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "git": git or None,
     }
-
-
-def digest(leaves: Iterable[np.ndarray]) -> str:
-    """SHA-256 of arrays: their types, shapes and values."""
-    sha = hashlib.sha256()
-    for leaf in leaves:
-        sha.update(f"{leaf.dtype}{leaf.shape}".encode())
-        sha.update(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8).data)
-    return sha.hexdigest()
 
 
 def fingerprint(jaxprs: Iterable[Any]) -> str:

@@ -10,7 +10,7 @@ import re
 import socket
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -97,15 +97,36 @@ def reading(file: str | os.PathLike, what: str) -> Iterator[None]:
     >>> with reading("torn.npy", "an array"):
     ...     raise EOFError
     Traceback (most recent call last):
-    ValueError: torn.npy is not a file that can be read as an array (EOFError).
+    ValueError: torn.npy is not an array, or is damaged (EOFError).
     """
     try:
         yield
     except (ImportError, FileNotFoundError, PermissionError):
         raise
+    except ValueError as error:
+        if str(error).startswith(str(file)):  # that says it already
+            raise
+        raise ValueError(_unreadable(file, what, error)) from error
     except Exception as error:  # libraries raise what they like for a damaged file, and C's errors of memory too
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise ValueError(f"{file} is not a file that can be read as {what} ({reason}).") from error
+        raise ValueError(_unreadable(file, what, error)) from error
+
+
+def _unreadable(file: str | os.PathLike, what: str, error: Exception) -> str:
+    reason = " ".join(str(error).split())[:200] or type(error).__name__
+    return f"{file} is not {what}, or is damaged ({reason})."
+
+
+def check_room(n_bytes: int) -> None:
+    """Refuses what does not fit into the memory that is free.
+
+    >>> check_room(2**60)
+    Traceback (most recent call last):
+    ValueError: it takes 1,073,741,824.0 GiB of memory...
+    """
+    import psutil
+
+    if n_bytes > (free := psutil.virtual_memory().available):
+        raise ValueError(f"it takes {n_bytes / 2**30:,.1f} GiB of memory, of which {free / 2**30:,.1f} are free")
 
 
 def read_json(file: Path) -> Any:
@@ -117,7 +138,7 @@ def read_json(file: Path) -> Any:
     try:
         return json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:  # of bytes that are no text, too
-        raise ValueError(f"{file} is not valid JSON ({error}): name another workdir.") from error
+        raise ValueError(f"{file} is not valid JSON ({error}).") from error
 
 
 def write_json(file: Path, content: Any) -> None:
@@ -145,6 +166,21 @@ def seal(content: Any) -> str:
     """
     text = json.dumps(finite(content), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def digest(leaves: Iterable[np.ndarray]) -> str:
+    """SHA-256 of arrays: their types, shapes and values."""
+    sha = hashlib.sha256()
+    for leaf in leaves:
+        sha.update(f"{leaf.dtype}{leaf.shape}".encode())
+        sha.update(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8).data)
+    return sha.hexdigest()
+
+
+def sha256(file: str | os.PathLike) -> str:
+    """SHA-256 of a file, read in blocks."""
+    with open(file, "rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 class Lock:
@@ -198,9 +234,11 @@ class Lock:
             held[1] -= 1
             if held[1] == 0:
                 del self._held[key]
-                with contextlib.suppress(OSError):  # the folder may be gone
-                    os.unlink(key)
-                os.close(held[0])
+                try:
+                    with contextlib.suppress(OSError):  # the folder may be gone
+                        os.unlink(key)
+                finally:
+                    os.close(held[0])
 
     def _open(self) -> int | None:
         """The descriptor of the file, locked; None where there are no locks."""

@@ -138,8 +138,8 @@ def fit_stream(
         params: to start from; by default `start(model, key, batch)`.
         steps: number of optimizer steps, one a batch.
         optimizer: an optax transformation; by default `optax.adam(1e-3)`.
-        workdir: a folder that keeps the last two checkpoints. What makes a run the same: key, params, steps, the first batch,
-            and what model and optimizer compute.
+        workdir: a folder that keeps the last two checkpoints. What makes a run the same: key, params, steps, the first batch
+            and the last that it was trained on, and what model and optimizer compute.
         save_every: steps from one checkpoint to the next. The last step is saved too, and what was trained when `batches`
             raises, ends or gives a batch that is refused.
         devices: split each batch; by default all of this process.
@@ -203,10 +203,13 @@ def fit_stream(
     history = {name: np.zeros(steps, np.float32) for name in records}
     if run is not None and (saved := run.checkpoints()):
         plain, wrap = results.raw(state)
-        last, records, done = run.load(saved[-1], (plain, history, done))
+        last, records, done, seen = run.load(saved[-1], (plain, history, done, _digest(first)))
         state, done = jax.device_put(wrap(last), whole), int(done)
         history = {name: np.array(values) for name, values in records.items()}
-        stream = iter(batches(done)) if callable(batches) else itertools.islice(stream, done - 1, None)
+        if done > 1:  # drawn again, to see whether the data are the same
+            stream = iter(batches(done - 1)) if callable(batches) else itertools.islice(stream, done - 2, None)
+        if not np.array_equal(_digest(_draw(stream, done - 1, steps, first) if done > 1 else first), seen):
+            raise ValueError(f"batches must be those that {run.path} was trained on, but batch {done - 1} is another.")
     running: collections.deque = collections.deque()  # numbers and records of steps that are not in the history yet
 
     def settle(n_running: int = 0) -> None:
@@ -218,11 +221,14 @@ def fit_stream(
 
     def save(done: int) -> None:
         settle()
-        run.save(f"step-{done:012}", (results.raw(state)[0], history, done), keep=2)
+        run.save(f"step-{done:012}", (results.raw(state)[0], history, done, _digest(batch)), keep=2)
 
     advance = jax.jit(step, donate_argnums=0, out_shardings=whole)
     progress = results.shows_progress(progress)
-    with tqdm(total=steps, initial=done, desc="fit_stream", unit="step", unit_scale=True, disable=not progress) as bar:
+    bar = tqdm(total=steps, initial=done, desc="fit_stream", unit="step", unit_scale=True, disable=not progress)
+    with bar, contextlib.ExitStack() as after:
+        if run is not None:
+            after.callback(run.release)
         for i in range(done, steps):
             try:
                 batch = first if i == 0 else _draw(stream, i, steps, first)
@@ -256,6 +262,10 @@ def _check_request(key: Any, batches: Any, steps: int, save_every: int, devices:
         raise ValueError("batches must give one batch after the other, got an array: use superpos.data.Batches(array, n).")
     if not devices or len(set(devices)) < len(devices):
         raise ValueError(f"devices must list at least one device, and none twice, got {devices}.")
+
+
+def _digest(batch: np.ndarray) -> np.ndarray:
+    return np.frombuffer(bytes.fromhex(results.digest([batch])), np.uint8)
 
 
 def _draw(stream: Iterator[Any], number: int, steps: int, like: np.ndarray | None = None) -> np.ndarray:

@@ -13,6 +13,16 @@ CHECKED = ["superpos.features", "superpos.toy", "superpos.sae", "superpos.metric
 jaxtyping.install_import_hook(CHECKED, "beartype.beartype")
 
 
+def pytest_addoption(parser):
+    parser.addoption("--deep", action="store_true", help="every crash, and thousands of damaged files: hours")
+
+
+@pytest.fixture
+def deep(request):
+    """Whether to try all, not a few."""
+    return request.config.getoption("--deep")
+
+
 @pytest.fixture(autouse=True, scope="module")
 def programs():
     """Lets go of a file's programs: each holds maps of memory, and XLA crashes at Linux's limit of 65,530."""

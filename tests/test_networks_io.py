@@ -148,6 +148,7 @@ def test_manifest_says_what_was_computed(net, image_folder, direct, tmp_path):
         "grid": [3, 3],
         "tokens_before_grid": 1,
         "positions": None,
+        "sha256": data.hashes(arrays["tokens"]),
     }
 
 
@@ -158,6 +159,9 @@ def test_a_killed_extraction_goes_on_where_it_was(net, image_folder, tmp_path, f
     net.n_images, net.dies_after = 0, 2 + 4  # two zeros to see the shapes, and one batch
     with pytest.raises(KeyboardInterrupt):
         extract(net, image_folder, tmp_path / "killed", **settings)
+    for layer in LAYERS:  # half of an array is none
+        with pytest.raises(FileNotFoundError):
+            data.load(f"{tmp_path}/killed/{layer}.{format}")
     net.n_images, net.dies_after = 0, None
     again = extract(net, image_folder, tmp_path / "killed", batch_size=5, **settings)
     assert net.n_images == 2 + (N - 4)
@@ -166,6 +170,24 @@ def test_a_killed_extraction_goes_on_where_it_was(net, image_folder, tmp_path, f
     net.n_images = 0
     extract(net, image_folder, tmp_path / "killed", **settings)
     assert net.n_images == 2  # all is there
+
+
+@pytest.mark.parametrize("format", ["npy", "zarr"])
+def test_activations_that_were_damaged_are_not_read(net, image_folder, tmp_path, format):
+    extract(net, image_folder, tmp_path / "a", layers=["head"], format=format)
+    path = tmp_path / "a" / f"head.{format}"
+    read = lambda: np.asarray(data.load(str(path)))  # noqa: E731
+    read()
+    file = path if format == "npy" else path / "c" / "0" / "0"
+    whole = file.read_bytes()
+    for content in (whole[:-1] + bytes([whole[-1] ^ 1]), whole[:-1], whole[: len(whole) // 2]):
+        file.write_bytes(content)
+        with pytest.raises(ValueError, match=rf"head.{format} is (not|damaged)"):
+            read()
+    if format == "zarr":
+        file.unlink()  # zeros, as Zarr has it
+        with pytest.raises(ValueError, match=r"head.zarr is not a Zarr array that is whole, or is damaged .*is missing"):
+            read()
 
 
 def test_another_configuration_is_refused(net, image_folder, tmp_path, torch):

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors.flax
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.experimental.layout import Format, Layout
@@ -75,7 +76,7 @@ def test_what_is_saved_is_loaded(tmp_path_factory, data):
         options["prefixes"] = data.draw(st.sampled_from([None, (12,), (2, 12)]))
     sae = build(name, **options)
     params = trained(sae, seed=data.draw(st.integers(0, 99)))
-    odd = data.draw(st.sampled_from([0.0, -0.0, 1e-42, float("inf"), float("nan")]))  # every number is kept, also these
+    odd = data.draw(st.sampled_from([0.0, -0.0, 1e-42, 3e38]))  # every number is kept, also these
     params["b_dec"] = params["b_dec"].at[0].set(odd)
     path = tmp_path_factory.mktemp("sae") / "it"
     io.save(path, sae, params)
@@ -211,8 +212,9 @@ def test_an_unfolded_scale_must_be_known(tmp_path):
         ({"normalize_activations": "covariance_whitening"}, "normalize_activations of .* got 'covariance_whitening'"),
         ({"normalize_activations": "constant_norm_rescale"}, "normalize_activations of .* got 'constant_norm_rescale'"),
         ({"activation_fn_str": "tanh-relu"}, "activation_fn of .* must be relu or topk, got 'tanh-relu'"),
-        ({"activation_fn_str": "topk"}, "k of .* must be a number, got None"),
-        ({"d_in": None}, "d_in of .* must be a number, got None"),
+        ({"activation_fn_str": "topk"}, "k of .* must be a whole number, got None"),
+        ({"d_in": None}, "d_in of .* must be a whole number, got None"),
+        ({"d_in": 6.5}, "d_in of .* must be a whole number, got 6.5"),
         ({"d_sae": 13}, r"W_enc of .* must be \(6, 13\), got \(6, 12\)"),
         ({"architecture": "jumprelu"}, "must have W_enc, W_dec, b_dec, b_enc, threshold, but lacks threshold"),
         ({"architecture": "gated"}, "but lacks b_gate, b_mag, r_mag"),
@@ -237,6 +239,8 @@ def test_damage_is_said(tmp_path):
         ("[]", "must hold a JSON object, got a list"),
         (text.replace('"topk"', '"topk2"'), "architecture of .* must be one of vanilla, topk, .* got 'topk2'"),
         (text.replace('"tied"', '"tired"'), "fields of .* must be those of TopK: .*'tired'"),
+        (text.replace('"k": 3', '"k": 4'), "are not what was saved: they were changed or exchanged since"),
+        (text.replace('"version": 1', '"version": 2'), "in layout 1 or before, got 'topk' in 2"),
         (text.replace('"n_latents": 12', '"n_latents": 13'), r"W_dec of .* must be \(13, 6\), got \(12, 6\)"),
     ]:
         (tmp_path / "it" / "cfg.json").write_text(written)
@@ -244,8 +248,37 @@ def test_damage_is_said(tmp_path):
             io.load(tmp_path / "it")
     (tmp_path / "it" / "cfg.json").write_text(text)
     (tmp_path / "it" / "sae_weights.safetensors").write_bytes(b"nothing")
-    with pytest.raises(ValueError, match="is no safetensors file"):
+    with pytest.raises(ValueError, match=r"sae_weights.safetensors is not a file of safetensors"):
         io.load(tmp_path / "it")
+
+
+def test_weights_are_those_that_were_saved_and_finite(tmp_path):
+    sae = build("topk")
+    io.save(tmp_path / "it", sae, trained(sae, 0))
+    io.save(tmp_path / "other", sae, trained(sae, 1))
+    weights = tmp_path / "it" / "sae_weights.safetensors"
+    whole = weights.read_bytes()
+    for content in (whole[:-1] + bytes([whole[-1] ^ 1]), (tmp_path / "other" / weights.name).read_bytes()):
+        weights.write_bytes(content)
+        with pytest.raises(ValueError, match="are not what was saved"):
+            io.load(tmp_path / "it")
+    params = trained(sae)
+    spoilt = params | {"b_enc": params["b_enc"].at[0].set(jnp.nan)}
+    with pytest.raises(ValueError, match="b_enc of params must be finite"):
+        io.save(tmp_path / "nan", sae, spoilt)
+    safetensors.flax.save_file(spoilt, weights)
+    with pytest.raises(ValueError, match=r"b_enc of .*sae_weights.safetensors must be finite, got NaN or infinity"):
+        io.load(tmp_path / "it")
+
+
+def test_a_save_that_was_killed_leaves_the_one_before(tmp_path):
+    sae = build("topk")
+    io.save(tmp_path / "it", sae, trained(sae, 0))
+    (tmp_path / "it").rename(tmp_path / ".it.old")  # between the two renames
+    assert_same(io.load(tmp_path / "it"), (sae, trained(sae, 0)))
+    io.save(tmp_path / "it", sae, trained(sae, 1))
+    assert_same(io.load(tmp_path / "it"), (sae, trained(sae, 1)))
+    assert [found.name for found in tmp_path.iterdir()] == ["it"]
 
 
 def test_what_cannot_be_written_is_said_and_nothing_is_written(tmp_path):

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from superpos import data
-from superpos.brain.files import find_images, in_order, sorted_images, swapped_hint
+from superpos.brain.files import find_images, in_order, read_apart, sorted_images, swapped_hint
 from superpos.brain.recording import Recording
 
 
@@ -25,8 +25,8 @@ def load_array(
     """Responses in a file of one's own.
 
     Args:
-        path: `file.npy`, `file.npz:key`, the folder of a Zarr array, or MATLAB's `file.mat:variable` (up to version 7.2). The
-            key may be left out where there is just one.
+        path: `file.npy`, `file.npz:key`, the folder of a Zarr array, or MATLAB's `file.mat:variable` (version 7.3
+            with h5py). The key may be left out where there is just one.
         axes: the name of each axis in its order: stimuli, units and, for single trials (NaN where one is missing), repeats.
         stimuli, units, sessions: see `Recording`; sessions may be the path of an array, as `superpos.data.load` takes it.
         images: folder or zip with an image for each stimulus: named by their identifiers where `stimuli` are given; otherwise
@@ -65,25 +65,50 @@ def load_array(
 
 
 def _matlab(path: str) -> np.ndarray:
-    from scipy.io import loadmat, whosmat
-
+    """A variable of a MATLAB file, read by another process: SciPy's reader crashes on some that are damaged."""
     name, _, key = path.partition(".mat:")
     file = Path(name + ".mat" if key else path)
     if not file.is_file():
         raise FileNotFoundError(f"{file} is not there, or is not a file.")
-    try:
-        keys = [variable for variable, *_ in whosmat(file)]
-        key = keys[0] if not key and len(keys) == 1 else key
-        values = loadmat(file, variable_names=[key])[key] if key in keys else None
-    except NotImplementedError as error:
-        raise ValueError(
-            f"{file} is of MATLAB's version 7.3 (HDF5), which is not read here: in MATLAB, save(file, variable, '-v7')."
-        ) from error
-    except Exception as error:  # of scipy or zlib
-        raise ValueError(f"{file} is not a MATLAB file that can be read: {error}") from error
-    if values is None:
+    told, arrays = read_apart(file, "a MATLAB file that can be read", _READER, key)
+    if needed := told.get("needs"):
+        raise ImportError(f"{file} is of MATLAB's version 7.3 (HDF5), which needs a package: pip install {needed}.")
+    if not told["key"]:
         asked = f"no variable {key!r}" if key else "several variables"
-        raise ValueError(f"{file} has {asked}: name one as {file}:NAME, NAME out of {', '.join(keys)}.")
-    if not isinstance(values, np.ndarray):
-        raise ValueError(f"{path} is not an array of numbers, but a {type(values).__name__}.")
-    return values
+        raise ValueError(f"{file} has {asked}: name one as {file}:NAME, NAME out of {', '.join(told['keys'])}.")
+    if told["kind"]:
+        raise ValueError(f"{path} is not an array of numbers, but a {told['kind']}.")
+    return arrays["values"]
+
+
+_READER = r"""
+def choose(keys):
+    key = keys[0] if not arguments[0] and len(keys) == 1 else arguments[0]
+    told.update(keys=keys, key=key if key in keys else "", kind="")
+    return told["key"]
+
+with open(path, "rb") as file:
+    hdf = b"\x89HDF\r\n" in file.read(1024)
+values = np.zeros(0)
+if hdf:
+    try:
+        import h5py
+    except ImportError:
+        told["needs"] = "h5py"
+    else:
+        with h5py.File(path) as file:
+            if key := choose([key for key in file if not key.startswith("#")]):
+                found = file[key]
+                kind = found.attrs.get("MATLAB_class", b"double").decode()
+                told["kind"] = kind if kind in ("char", "cell", "struct") or not isinstance(found, h5py.Dataset) else ""
+                values = values if told["kind"] else np.transpose(found[()])
+else:
+    from scipy.io import loadmat, whosmat
+    if key := choose([key for key, *_ in whosmat(path)]):
+        values = loadmat(path, variable_names=[key])[key]
+        told["kind"] = "" if isinstance(values, np.ndarray) else type(values).__name__
+if values.dtype.hasobject:
+    told["kind"] = "list of arrays"
+elif not told.get("kind"):
+    arrays["values"] = values
+"""

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from superpos.brain.files import find_images
+from superpos import storage
+from superpos.brain.files import find_images, read_apart
 from superpos.brain.recording import Recording
 
 
@@ -64,11 +65,14 @@ def load_brainscore(
     if start != b"\x89HDF" and start[:3] != b"CDF":
         raise ValueError(f"{path} is not a netCDF file.")
     engine = "scipy" if start[:3] == b"CDF" else readers[0].lower()
-    try:
-        with xarray.open_dataarray(path, engine=engine) as stored:
+    what = "an assembly, one variable in netCDF"
+    if engine == "scipy":
+        with storage.reading(path, what), xarray.open_dataarray(path, engine=engine) as stored:
             assembly = stored.load()
-    except (KeyError, OSError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} is not an assembly, one variable in netCDF: {' '.join(str(error).split())[:300]}") from error
+    else:
+        told, arrays = read_apart(path, what, _READER, engine)
+        coords = {name: (dims, arrays[key]) for key, (name, dims) in told["coords"].items()}
+        assembly = xarray.DataArray(arrays["values"], dims=told["dims"], coords=coords)
     sizes = dict(assembly.sizes)
     if not {"presentation", "neuroid"} <= set(sizes) <= {"presentation", "neuroid", "time_bin"}:
         raise ValueError(
@@ -105,6 +109,22 @@ def load_brainscore(
         images=names,
         image_source=images,
     )
+
+
+_READER = """
+import xarray
+
+def plain(values):
+    return values.astype(str) if values.dtype.hasobject else values
+
+with xarray.open_dataarray(path, engine=arguments[0]) as stored:
+    assembly = stored.load()
+arrays["values"] = plain(assembly.values)
+told.update(dims=[str(name) for name in assembly.dims], coords={})
+for i, (name, coord) in enumerate(assembly.coords.items()):
+    told["coords"][str(i)] = str(name), [str(dim) for dim in coord.dims]
+    arrays[str(i)] = plain(coord.values)
+"""
 
 
 def _filenames(file: str | os.PathLike, identifiers: Iterable[str]) -> list[str]:

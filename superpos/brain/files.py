@@ -1,14 +1,19 @@
 """What the readers of recordings share: files, the order of axes, and the images of stimuli."""
 
+import json
 import os
 import re
+import signal
+import subprocess
+import sys
+import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from superpos import data
+from superpos import data, storage
 from superpos.brain.recording import Recording
 from superpos.images import EXTENSIONS, Images
 
@@ -32,6 +37,67 @@ def image_hashes(recording: Recording) -> np.ndarray:
     if recording.images is None or recording.image_source is None:
         raise ValueError("the recording has no images: load it with images.")
     return np.array(Images(recording.image_source).sha256(recording.images))
+
+
+def read_apart(file: Path, what: str, reader: str, *arguments: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """What another process reads of a file: libraries in C may crash, hang, or take all memory where it is damaged.
+
+    Args:
+        file: to read.
+        what: it should be, for errors.
+        reader: a program. It gets `path`, and `arguments` as a list; it fills the dict `told`, of what JSON can hold, and the
+            dict `arrays`, of NumPy arrays without objects.
+        arguments: text.
+
+    Raises:
+        ValueError: the program has failed.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     file = Path(folder, "five.txt")
+    ...     _ = file.write_text("5")
+    ...     told, arrays = read_apart(file, "text", "arrays['ones'] = np.ones(int(open(path).read()))")
+    >>> told, arrays["ones"].tolist()
+    ({}, [1.0, 1.0, 1.0, 1.0, 1.0])
+    """
+    import psutil
+
+    with tempfile.TemporaryDirectory() as folder, storage.reading(file, what):
+        out, size = Path(folder, "arrays.npz"), file.stat().st_size
+        # What is compressed is a thousandth at most; the rest is for the libraries themselves.
+        limit = min(2**30 + 1100 * size, psutil.virtual_memory().available)
+        program = f"{_BEFORE}\n{reader}\n{_AFTER}"
+        command = [sys.executable, "-P", "-c", program, str(file.absolute()), str(out), str(limit), *arguments]
+        environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}  # whose threads each reserve memory
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+        if done.returncode < 0:
+            raise ValueError(f"its reader ended by {signal.Signals(-done.returncode).name}")
+        if done.returncode:
+            raise ValueError((done.stderr.strip() or "its reader failed").splitlines()[-1])
+        with np.load(out, allow_pickle=False) as arrays:
+            return json.loads(done.stdout), dict(arrays)
+
+
+_BEFORE = """
+import json, os, sys
+import numpy as np
+path, _out, _limit, *arguments = sys.argv[1:]
+try:
+    import resource
+    resource.setrlimit(resource.RLIMIT_AS, (int(_limit), int(_limit)))
+    _seconds = int(20 + os.path.getsize(path) / 1e6)  # of a core, however busy the machine is
+    resource.setrlimit(resource.RLIMIT_CPU, (_seconds, _seconds))
+except ImportError:
+    pass
+told, arrays = {}, {}
+"""
+_AFTER = """
+if any(array.dtype.hasobject for array in arrays.values()):
+    raise ValueError("it holds objects, which are not numbers")
+np.savez(_out, **arrays)
+print(json.dumps(told), flush=True)
+os._exit(0)
+"""
 
 
 def first_file(folder: Path, *names: str) -> Path:

@@ -11,6 +11,7 @@ import importlib
 import itertools
 import math
 import os
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
@@ -19,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from superpos import data
+from superpos import data, storage
 from superpos.images import Images, Preprocessing
 from superpos.results import Run, environment, shows_progress
 from superpos.storage import read_json, write_json
@@ -47,8 +48,9 @@ def extract(
 ) -> dict[str, np.ndarray | data.Store]:
     """Activations of a vision model to images, written as one array a layer, which may be larger than memory.
 
-    The workdir gets an array `<layer>.npy` or `<layer>.zarr` for each layer, and a `manifest.json`: what was computed, how
-    images were preprocessed, the positions, the names and hashes of the images in the order of the rows, and the versions. A
+    The workdir gets an array `<layer>.npy` or `<layer>.zarr` for each layer, and at last a `manifest.json`: what was computed,
+    how images were preprocessed, the positions, the names and hashes of the images in the order of the rows, the versions, and
+    hashes of the arrays, by which `superpos.data.load` sees damage. Until then arrays end in `.part`, and none reads them. A
     call that was killed goes on after the last batch that it finished when it is made again; another configuration is refused.
 
     A layer's output is `(images, channels, height, width)`, `(images, tokens, channels)` or `(images, channels)`. Its positions
@@ -124,15 +126,19 @@ def extract(
     on_start()
     run.claim()
     files = {layer: run.path / array["file"] for layer, array in arrays.items()}
-    counter = run.path / "progress.json"
-    done = read_json(counter)["images"] if counter.exists() and all(file.exists() for file in files.values()) else 0
+    finished, counter = run.path / "manifest.json", run.path / "progress.json"
+    if finished.exists() and all("sha256" in array for array in read_json(finished)["arrays"].values()):
+        run.release()
+        return {layer: data.load(str(file)) for layer, file in files.items()}
+    # Under other names until they are whole: rows that are not written yet would be read as zeros.
+    parts = {layer: file.with_name(f"{file.name}.part") for layer, file in files.items()}
+    placed = [parts[layer] if parts[layer].exists() else file for layer, file in files.items()]
+    done = _done(counter, len(stimuli)) if all(file.exists() for file in placed) else 0
     if done == 0:
-        versions = {**environment(), **_versions("torch", "torchvision", "timm", "pillow")}
-        told = {**described, "arrays": arrays, "images": stimuli.names, "image_sha256": hashes, "environment": versions}
-        write_json(run.path / "manifest.json", told)
         for grid, positions in sampled.items():
-            np.save(run.path / _positions_file(grid), positions)
-    writers = {layer: _writer(files[layer], arrays[layer]["shape"], dtype, format, new=done == 0) for layer in layers}
+            storage.replace(run.path / _positions_file(grid), functools.partial(_save, positions))
+    if done < len(stimuli):
+        writers = {layer: _writer(parts[layer], arrays[layer]["shape"], dtype, format, new=done == 0) for layer in layers}
 
     def take(batch: range, layer: str, output: Any) -> np.ndarray:
         rows, grid, n_before = _split(output, channel_axis)
@@ -144,11 +150,37 @@ def extract(
             return rows.float().cpu().numpy().astype(dtype)
 
     for batch, pixels in _batches(stimuli, preprocessing, done, batch_size, shows_progress(progress)):
-        for layer, rows in forward(pixels, functools.partial(take, batch)).items():
-            _refuse_infinite(rows, layer, [stimuli.names[i] for i in batch])
-            writers[layer](batch, rows)
-        write_json(counter, {"images": batch.stop})
+        with storage.unbroken():
+            for layer, rows in forward(pixels, functools.partial(take, batch)).items():
+                _refuse_infinite(rows, layer, [stimuli.names[i] for i in batch])
+                writers[layer](batch, rows)
+            write_json(counter, {"images": batch.stop})
+    for layer, file in files.items():
+        if parts[layer].exists():
+            if file.is_dir():  # of an earlier version
+                shutil.rmtree(file)
+            parts[layer].replace(file)
+        arrays[layer]["sha256"] = data.hashes(np.load(file, mmap_mode="r")) if format == "npy" else "in each chunk"
+    storage.sync(run.path)
+    versions = {**environment(), **_versions("torch", "torchvision", "timm", "pillow")}
+    told = {**described, "arrays": arrays, "images": stimuli.names, "image_sha256": hashes, "environment": versions}
+    write_json(finished, told)  # last: it says that all is there
+    run.release()
     return {layer: data.load(str(file)) for layer, file in files.items()}
+
+
+def _done(counter: Path, n_images: int) -> int:
+    """How many images an earlier call has finished."""
+    told = read_json(counter) if counter.exists() else {"images": 0}
+    done = told.get("images") if isinstance(told, dict) else None
+    if not isinstance(done, int) or not 0 <= done <= n_images:
+        raise ValueError(f"{counter} must count images up to {n_images}, got {told!r:.80}: name another workdir.")
+    return done
+
+
+def _save(array: np.ndarray, part: Path) -> None:
+    with part.open("wb") as file:  # by its name alone NumPy would append an ending
+        np.save(file, array)
 
 
 def _check(layers: Sequence[str], position: Any, dtype: str, format: str, batch_size: int, seed: int) -> None:
@@ -383,11 +415,10 @@ def _writer(file: Path, shape: Sequence[int], dtype: str, format: str, new: bool
         return write
     import tensorstore
 
-    spec = {"driver": "zarr3", "kvstore": {"driver": "file", "path": str(file.absolute())}}
     rows_of_chunk = max(1, min(shape[0], 2**22 // (math.prod(shape[1:]) * np.dtype(dtype).itemsize)))
     layout = tensorstore.ChunkLayout(chunk_shape=[rows_of_chunk, *shape[1:]])
     settings = {"create": True, "delete_existing": True, "dtype": dtype, "shape": shape, "chunk_layout": layout}
-    store = tensorstore.open(spec, **(settings if new else {"open": True})).result()
+    store = tensorstore.open(data.zarr_spec(file), **(settings if new else {"open": True})).result()
     return lambda batch, rows: store[batch.start : batch.stop].write(rows).result()
 
 

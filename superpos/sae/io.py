@@ -5,6 +5,7 @@ Both are `sae_weights.safetensors` beside a `cfg.json`, from which `load` tells 
 
 import dataclasses
 import json
+import math
 import os
 import shutil
 import uuid
@@ -16,9 +17,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from superpos import storage
 from superpos.sae.base import ARCHITECTURES, Params, SparseAutoencoder
 
 _CONFIG, _WEIGHTS = "cfg.json", "sae_weights.safetensors"
+_VERSION = 1  # of superpos's own layout: since 1 it has hashes
 
 # What computes the same latents in SAELens.
 _COUNTERPARTS = {
@@ -67,7 +70,8 @@ def save(
             `hook_name`.
 
     Raises:
-        ValueError: an unknown format, params that do not fit, an architecture without counterpart, or a path that is taken.
+        ValueError: an unknown format, params that do not fit or are not finite, an architecture without counterpart, or a path
+            that is taken.
     """
     if format not in ("superpos", "saelens"):
         raise ValueError(f"format takes superpos, saelens, got {format!r}.")
@@ -87,12 +91,14 @@ def save(
         config["metadata"] = {"sae_lens_version": "6.0.0", **metadata}  # of the layout: without it an older one is read
     else:
         values = {field.name: np.asarray(getattr(sae, field.name)).tolist() for field in dataclasses.fields(sae)}
-        config, tensors = {"superpos": {"architecture": name, "fields": values}, "metadata": metadata}, dict(params)
+        own = {"version": _VERSION, "architecture": name, "fields": values}
+        config, tensors = {"superpos": own, "metadata": metadata}, dict(params)
+    _check_finite(tensors, "params")
     try:
-        text = json.dumps(config, indent=1) + "\n"
-    except TypeError as error:
+        json.dumps(config)
+    except (TypeError, ValueError) as error:
         raise ValueError(f"metadata must be JSON-serialisable: {error}.") from error
-    _write(Path(path).resolve(), text, tensors)
+    _write(Path(path).absolute(), config, tensors)
 
 
 def load(path: str | os.PathLike, *, scaling_factor: float | None = None) -> tuple[SparseAutoencoder, Params]:
@@ -113,19 +119,20 @@ def load(path: str | os.PathLike, *, scaling_factor: float | None = None) -> tup
 
     Raises:
         FileNotFoundError: no such folder, or a file is missing from it.
-        ValueError: what the folder holds is damaged, or not representable here.
+        ValueError: what the folder holds is damaged, holds NaN or infinity, or is not representable here.
     """
-    from safetensors import SafetensorError, flax
+    from safetensors import flax
 
-    path = Path(path)
+    path = Path(path).absolute()
+    if not path.exists() and _old(path).is_dir():  # a save was killed between its two last steps
+        path = _old(path)
     for file in (path / _CONFIG, path / _WEIGHTS):
         if not file.is_file():
             raise FileNotFoundError(f"path must be a folder with {_CONFIG} and {_WEIGHTS}, but {file} is not there.")
     config = _json(path / _CONFIG)
-    try:
+    with storage.reading(path / _WEIGHTS, "a file of safetensors"):
         tensors = flax.load_file(path / _WEIGHTS)
-    except SafetensorError as error:
-        raise ValueError(f"{path / _WEIGHTS} is no safetensors file ({error}).") from error
+    _check_finite(tensors, str(path / _WEIGHTS))
     if "float64" in str(config.get("dtype")) and jnp.asarray(0.0).dtype != jnp.float64:
         warnings.warn(f"{path} holds float64, and is read as float32: enable x64 to keep its digits.", stacklevel=2)
     if "superpos" in config:
@@ -142,7 +149,7 @@ def load(path: str | os.PathLike, *, scaling_factor: float | None = None) -> tup
                 f"scaling_factor must be given for {path}, which does not say what inputs were multiplied by in training (its "
                 "normalize_activations is 'expected_average_only_in'); it is 1 if the weights have it in them already."
             )
-        if not scaling_factor > 0:
+        if not isinstance(scaling_factor, int | float) or not 0 < scaling_factor < math.inf:
             raise ValueError(f"scaling_factor must be positive, got {scaling_factor}.")
     elif scaling_factor is not None:
         raise ValueError(
@@ -214,8 +221,9 @@ def _present(path: Path, config: dict[str, Any]) -> dict[str, Any]:
         if present.get(key) not in values:
             raise ValueError(f"{key} of {path} must be {', '.join(map(str, values))} to be read here, got {present[key]!r}.")
     for key in ("d_in", "d_sae", "k") if present["architecture"] == "topk" else ("d_in", "d_sae"):
-        if not isinstance(present.get(key), int | float):
-            raise ValueError(f"{key} of {path} must be a number, got {present.get(key)!r}.")
+        number = present.get(key)
+        if not isinstance(number, int | float) or not 1 <= number < math.inf or number != int(number):
+            raise ValueError(f"{key} of {path} must be a whole number, got {number!r}.")
     return present
 
 
@@ -245,20 +253,34 @@ def _from_saelens(path: Path, config: dict[str, Any], tensors: Params, factor: f
 
 def _own(path: Path, config: dict[str, Any], tensors: Params) -> tuple[SparseAutoencoder, Params]:
     own = config["superpos"]
-    kind: Any = ARCHITECTURES.get(own["architecture"])
-    if kind is None:  # of a later version
-        raise ValueError(f"architecture of {path} must be one of {', '.join(ARCHITECTURES)}, got {own['architecture']!r}.")
+    if not isinstance(own, dict) or not isinstance(own.get("fields"), dict):
+        raise ValueError(f"{path / _CONFIG} must have the architecture and fields of an autoencoder, got {own!r:.80}.")
+    kind: Any = ARCHITECTURES.get(str(own.get("architecture")))
+    version = own.get("version", 0)
+    if kind is None or not isinstance(version, int) or version > _VERSION:  # of a later version
+        known = f"architecture of {path} must be one of {', '.join(ARCHITECTURES)}, in layout {_VERSION} or before"
+        raise ValueError(f"{known}, got {own.get('architecture')!r} in {version!r}.")
     static = {field.name for field in dataclasses.fields(kind) if field.metadata.get("static")}
-    fields = {
-        key: value if not isinstance(value, list) else tuple(value) if key in static else jnp.asarray(value)
-        for key, value in own["fields"].items()
-    }
     try:
+        fields = {
+            key: value if not isinstance(value, list) else tuple(value) if key in static else jnp.asarray(value)
+            for key, value in own["fields"].items()
+        }
         sae = kind(**fields)
-    except TypeError as error:
+        shapes = _shapes(sae)
+    except Exception as error:  # of what somebody else has written
         raise ValueError(f"fields of {path} must be those of {kind.__name__}: {error}.") from error
-    _check(tensors, _shapes(sae), str(path / _WEIGHTS), stacked=True)
+    _check(tensors, shapes, str(path / _WEIGHTS), stacked=True)
+    if version and own.get("sha256") != _seal(own, path / _WEIGHTS):
+        raise ValueError(
+            f"{path / _WEIGHTS} and {path / _CONFIG} are not what was saved: they were changed or exchanged since."
+        )
     return sae, tensors
+
+
+def _seal(own: dict[str, Any], weights: Path) -> str:
+    """The hash of an autoencoder: of its fields and of the file of its weights."""
+    return storage.seal([{key: value for key, value in own.items() if key != "sha256"}, storage.sha256(weights)])
 
 
 def _shapes(sae: SparseAutoencoder) -> dict[str, tuple[int, ...]]:
@@ -278,21 +300,43 @@ def _check(tensors: Params, shapes: dict[str, tuple[int, ...]], what: str, stack
             raise ValueError(f"{name} of {what} must be {lead + shape}, got {np.shape(tensors[name])}.")
 
 
-def _write(path: Path, text: str, tensors: Any) -> None:
+def _check_finite(tensors: Any, what: str) -> None:
+    for name, values in tensors.items():
+        if not jnp.isfinite(values).all():
+            raise ValueError(f"{name} of {what} must be finite, got NaN or infinity.")
+
+
+def _old(path: Path) -> Path:
+    """Where the folder that was saved before stands while another takes its place."""
+    return path.with_name(f".{path.name}.old")
+
+
+def _write(path: Path, config: dict[str, Any], tensors: Any) -> None:
     """Writes a hidden folder beside the path, then renames it."""
     from safetensors.numpy import save_file
 
     if path.exists() and not (path.is_dir() and {file.name for file in path.iterdir()} in (set(), {_CONFIG, _WEIGHTS})):
         raise ValueError(f"path {path} holds something other than a saved autoencoder: name another.")
-    part, old = (path.with_name(f".{path.name}.{uuid.uuid4().hex}") for _ in range(2))
+    part, old = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}"), _old(path)
+    storage.make_folder(path.parent)
+    if old.exists() and not path.exists():
+        old.rename(path)
     try:
-        part.mkdir(parents=True)
+        part.mkdir()
         # save_file takes memory for rows one after the other, and some arrays are stored by columns.
-        save_file({name: np.asarray(value, order="C") for name, value in tensors.items()}, part / _WEIGHTS)
-        (part / _CONFIG).write_text(text)
-        if path.exists():
-            path.rename(old)
-        part.rename(path)
+        arrays = {name: np.asarray(value, order="C") for name, value in tensors.items()}
+        storage.replace(part / _WEIGHTS, lambda file: save_file(arrays, file))
+        if "superpos" in config:
+            own = json.loads(json.dumps(config["superpos"]))
+            config["superpos"] = {**own, "sha256": _seal(own, part / _WEIGHTS)}
+        text = json.dumps(config, indent=1) + "\n"
+        storage.replace(part / _CONFIG, lambda file: file.write_text(text))
+        with storage.unbroken():
+            if path.exists():
+                shutil.rmtree(old, ignore_errors=True)
+                path.rename(old)
+            part.rename(path)
+            storage.sync(path.parent)
     finally:
         if old.exists() and not path.exists():
             old.rename(path)
@@ -301,10 +345,7 @@ def _write(path: Path, text: str, tensors: Any) -> None:
 
 
 def _json(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_text())
-    except ValueError as error:
-        raise ValueError(f"{file} is not valid JSON ({error}).") from error
+    content = storage.read_json(file)
     if not isinstance(content, dict):
         raise ValueError(f"{file} must hold a JSON object, got a {type(content).__name__}.")
     return content
