@@ -1,9 +1,12 @@
 """How the tests compile: that takes most of their time, and most of it is optimising. No result depends on what is set here."""
 
+import atexit
 import gc
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 
 QUICK = "--xla_cpu_use_fusion_emitters=false"  # the older generator of code takes a third of the time, where there is one
 
@@ -19,6 +22,11 @@ def knows(flag):
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # `test_agreement` optimises every metric once
 if "SUPERPOS_TESTS" not in os.environ:  # workers have what the first process found
     os.environ["SUPERPOS_TESTS"] = "1"
+    # What one process has compiled the others read: workers, and the commands that tests start.
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = programs = tempfile.mkdtemp(prefix="programs")
+    atexit.register(shutil.rmtree, programs, ignore_errors=True)
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
     if knows(QUICK):
         os.environ["XLA_FLAGS"] = f"{QUICK} {os.environ.get('XLA_FLAGS', '')}"
 gc.set_threshold(100_000, 20, 100)  # tracing makes many objects that live, each of which a collection looks at

@@ -115,7 +115,9 @@ TABLE = [
 
 
 @pytest.mark.parametrize(
-    ("case", "x64", "name"), TABLE, ids=lambda value: {True: "float64", False: "float32"}.get(value, value)
+    ("case", "x64", "name"),
+    [pytest.param(*row, marks=pytest.mark.deep if row[1] or row[0].startswith("many") else ()) for row in TABLE],
+    ids=lambda value: {True: "float64", False: "float32"}.get(value, value),
 )
 def test_agreement(case, x64, name):
     tolerance = 1e-10 if x64 else 1e-4

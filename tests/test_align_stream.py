@@ -136,6 +136,7 @@ MEMORY = """
 """
 
 
+@pytest.mark.deep
 def test_memory_does_not_grow_with_the_data(tmp_path):
     block = np.random.default_rng(0).normal(size=(25_000, 128)).astype(np.float16)
     for name, n_blocks in (("short", 1), ("long", 16)):

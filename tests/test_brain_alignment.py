@@ -128,6 +128,7 @@ def of_files(files):
     return config
 
 
+@pytest.mark.deep
 def test_a_recording_and_files(files, conduct):
     config = of_files(files)
     config.update({"train": (f"{files}/others.npy",), "train_fraction": 0.0, "folds": f"{files}/folds.npy"})
@@ -224,6 +225,7 @@ def test_bad_input_is_one_line_and_leaves_nothing_behind(files, tmp_path):
     assert not workdir.exists()
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize(("session", "published"), [("201025", 0.471), ("210225", 0.412)])
 def test_recorded_v4_is_predicted_as_well_as_by_scikit_learn(session, published):
     layer = DATA / f"networks/lite0_{session}_blocks.npz"

@@ -149,6 +149,7 @@ def few():
     return z @ rng.normal(size=(6, 4)), z @ rng.normal(size=(6, 3))
 
 
+@pytest.mark.deep
 def test_sums_hold_the_unbiased_cumulants_of_mapped_units(few):
     x, y = few
     sums = sp.cumulants.sums_of(*(side.astype(np.float32) for side in few), mixed=True)
@@ -236,6 +237,7 @@ def test_common_gain_makes_no_alignment_once_energies_are_left_out(told):
     assert float(np.mean(found.details["with_energy"])) > 3 * abs(float(found.mean))
 
 
+@pytest.mark.deep
 def test_linear_maps_of_either_side_change_nothing():
     x, y = worlds(1, 12, 0.5, n_samples=6000, n_units=8)
     mix = np.random.default_rng(0).normal(size=(8, 8)) * np.logspace(-2, 2, 8)
@@ -244,6 +246,7 @@ def test_linear_maps_of_either_side_change_nothing():
         np.testing.assert_allclose(mixed[name].folds, score.folds, atol=2e-3, err_msg=name)
 
 
+@pytest.mark.deep
 def test_few_samples_of_many_units_score_0_on_average():
     rng = np.random.default_rng(0)
     scores = jax.jit(lambda x, y: sp.align(x, y, "cumulant_cka", folds=5)["cumulant_cka"].mean)

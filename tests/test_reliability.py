@@ -6,7 +6,7 @@ import xarray
 import superpos as sp
 
 
-@pytest.mark.parametrize("n_repeats", [4, 7])
+@pytest.mark.parametrize("n_repeats", [4, pytest.param(7, marks=pytest.mark.deep)])
 def test_reliability_of_simulated_repeats_is_the_truth(n_repeats):
     rng = np.random.default_rng(0)
     noise = np.linspace(0.3, 3, 20)

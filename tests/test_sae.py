@@ -42,6 +42,8 @@ SAES = {
 }
 BUFFERS = ("silent_for", "scale", "threshold", "C")  # no gradient learns them
 each = pytest.mark.parametrize("name", SAES)
+SOME = {"vanilla", "topk"}  # the other architectures are compiled in the deep tests
+some = pytest.mark.parametrize("name", [name if name in SOME else pytest.param(name, marks=pytest.mark.deep) for name in SAES])
 
 
 def test_what_is_tested_goes_by_its_name():
@@ -478,7 +480,7 @@ def trained(name):
     return jax.device_get((together, alone))
 
 
-@each
+@some
 def test_one_alone_equals_the_same_among_64(name):
     """Up to rounding: sums are added up in another order. Seeds, sparsities and weights of dead latents are all mapped over."""
     (params, history), (alone, alone_history) = trained(name)

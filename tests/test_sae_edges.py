@@ -12,6 +12,10 @@ import superpos as sp
 from superpos.sae.kernels import geometric_median
 
 SPARSITY = {"k": 2, "l1": 0.1, "l0": 0.1}
+SOME = {"vanilla", "topk"}  # the other architectures are compiled in the deep tests
+some = pytest.mark.parametrize(
+    "name", [name if name in SOME else pytest.param(name, marks=pytest.mark.deep) for name in sp.sae.ARCHITECTURES]
+)
 RNG = np.random.default_rng(0)
 X = jnp.asarray(RNG.exponential(size=(256, 6)) * (RNG.random((256, 6)) < 0.3), jnp.float32)
 
@@ -31,7 +35,7 @@ def trained(sae, params=None, steps=20, optimizer=None):
     return jax.jit(lambda params: fit(jax.random.key(1), params=params))(params)
 
 
-@pytest.mark.parametrize("name", sp.sae.ARCHITECTURES)
+@some
 def test_half_precision_trains_as_single_does(name):
     """Counters, scales and thresholds go on in float32: a counter of bfloat16 would stop at 256."""
     sae = build(name, dead_after=300) if name != "nonnegative" else build(name)
@@ -67,7 +71,7 @@ def test_what_cannot_train_is_refused():
         sp.sae.TopK(1, 3, k=1, normalize="layer_norm")
 
 
-@pytest.mark.parametrize("name", sp.sae.ARCHITECTURES)
+@some
 def test_single_precision_trains_where_double_is_enabled(name):
     options = {} if name == "archetypal" else {"dead": "resample", "resample_every": 5}
     with jax.enable_x64(True):
@@ -81,7 +85,7 @@ def test_single_precision_trains_where_double_is_enabled(name):
     ).all()
 
 
-@pytest.mark.parametrize("name", sp.sae.ARCHITECTURES)
+@some
 def test_nothing_leans_on_implicit_promotion(name):
     with jax.numpy_dtype_promotion("strict"):
         trained(build(name), steps=2, optimizer=optax.sgd(1e-3))  # Adam of optax does
@@ -101,6 +105,7 @@ OPTIMIZERS = {
 }
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_resampling_starts_the_moments_of_dead_latents_afresh(name):
     sae = build("topk", dead="resample", resample_every=1, dead_after=5)

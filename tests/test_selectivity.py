@@ -298,6 +298,7 @@ def test_images_are_split_whole_and_by_category(files):
         np.testing.assert_array_equal(np.bincount(labels[half]), 3)
 
 
+@pytest.mark.deep
 def test_networks_are_trained_and_scored(conduct):
     config = small()
     config.n_categories, config.n_top, config.views = 2, 3, (*VIEWS, "signed_pca")
