@@ -131,7 +131,7 @@ def test_it_starts_without_ml_collections():
     subprocess.run([sys.executable, "-c", textwrap.dedent(script)], cwd=ROOT, check=True, timeout=120)
 
 
-@pytest.mark.deep
+@pytest.mark.slow
 @pytest.mark.parametrize("part", [numbers, transport, pairs], ids=lambda part: part.__name__.split(".")[-1])
 def test_parts_find_what_is_right(part, report):
     part.run(part.SIZES["small"], report)
@@ -142,12 +142,13 @@ def test_parts_find_what_is_right(part, report):
     assert all(row["seconds"] > 0 and row["expected_s"] > 0 for row in found if "share" in row)
 
 
+@pytest.mark.slow
 def test_streams(report):
     stream.run(stream.SIZES["small"] | {"samples": 200, "batch_size": 16}, report)
     assert [row["work"].split(",")[0] for row in rows(report)] == ["align_stream", "fit_stream"]
 
 
-@pytest.mark.deep
+@pytest.mark.slow
 def test_toys_beside_pytorch(report):
     pytest.importorskip("torch")
     toys.run(toys.SIZES["small"] | {"steps": {2: 3}, "goal": 2}, report)
@@ -158,7 +159,7 @@ def test_toys_beside_pytorch(report):
     assert float(ours["note"].split("losses differ by ")[1]) < 1e-5
 
 
-@pytest.mark.deep
+@pytest.mark.slow
 def test_the_study_is_run_from_the_command_line(report, monkeypatch):
     def conduct(command, **_):
         folder = Path(command[-1].split("=")[1])

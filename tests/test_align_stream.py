@@ -60,6 +60,7 @@ def test_files_of_all_kinds_and_images_whose_positions_stay_together(sides, tmp_
     close(found, sp.align(*flat, metrics="semi_match", key=key, groups=np.arange(400) // 8))
 
 
+@pytest.mark.slow
 def test_encoding_on_the_way_is_encoding_beforehand(sides):
     x, y = sides
     sae = sp.sae.TopK(n_inputs=9, n_latents=12, k=4)
@@ -136,7 +137,7 @@ MEMORY = """
 """
 
 
-@pytest.mark.deep
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_data(tmp_path):
     block = np.random.default_rng(0).normal(size=(25_000, 128)).astype(np.float16)
     for name, n_blocks in (("short", 1), ("long", 16)):

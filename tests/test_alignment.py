@@ -39,6 +39,7 @@ def test_jit_and_vmap_give_what_the_plain_call_gives(sides, fold_ids):
         np.testing.assert_allclose(traced_ids[name].folds, score.folds, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_streamed_moments_give_what_arrays_give(sides, fold_ids):
     x, y = sides
     names = ("ridge", "debiased_cka", "jaccard")  # all kinds of moments

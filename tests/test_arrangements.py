@@ -39,7 +39,7 @@ def test_harmonic_frames_are_tight_and_of_unit_norm(n_features, n_units):
     np.testing.assert_allclose(np.linalg.norm(a, axis=1), 1, atol=1e-5)
 
 
-@pytest.mark.deep
+@pytest.mark.slow
 @pytest.mark.parametrize(("n_features", "n_units"), [(6, 3), (14, 7), (5, 4), (2, 1), (3, 5)])
 def test_equiangular_frames_reach_the_welch_bound(n_features, n_units):
     a = np.asarray(arrangements.equiangular(KEY, n_features, n_units))

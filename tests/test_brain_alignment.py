@@ -78,6 +78,7 @@ def test_differences_are_those_of_the_rows(simulated):
     assert differences["sae->sae - neuron->site"]["ci95_units"] is None
 
 
+@pytest.mark.slow
 def test_neurons_are_scored_as_align_scores_them(simulated):
     _, results = simulated
     divided = brain_alignment.plan(tiny(), *brain_alignment.read(tiny())).divided
@@ -128,7 +129,7 @@ def of_files(files):
     return config
 
 
-@pytest.mark.deep
+@pytest.mark.slow
 def test_a_recording_and_files(files, conduct):
     config = of_files(files)
     config.update({"train": (f"{files}/others.npy",), "train_fraction": 0.0, "folds": f"{files}/folds.npy"})
@@ -150,6 +151,7 @@ def divided(config):
     return brain_alignment.plan(config, *brain_alignment.read(config)).divided
 
 
+@pytest.mark.slow
 def test_views_are_fitted_on_all_positions_of_images_that_are_not_scored(files):
     config = of_files(files)
     layer = np.load(files / "layer.npy")
@@ -225,7 +227,7 @@ def test_bad_input_is_one_line_and_leaves_nothing_behind(files, tmp_path):
     assert not workdir.exists()
 
 
-@pytest.mark.deep
+@pytest.mark.slow
 @pytest.mark.parametrize(("session", "published"), [("201025", 0.471), ("210225", 0.412)])
 def test_recorded_v4_is_predicted_as_well_as_by_scikit_learn(session, published):
     layer = DATA / f"networks/lite0_{session}_blocks.npz"

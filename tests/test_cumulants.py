@@ -54,7 +54,7 @@ def test_it_is_unbiased_where_samples_are_few():
     assert np.mean(found) == pytest.approx(kappa, abs=4 * np.std(found) / np.sqrt(len(found)))
 
 
-@pytest.mark.parametrize("n_units", [40, 20, 10])
+@pytest.mark.parametrize("n_units", [pytest.param(40, marks=pytest.mark.slow), 20, 10])
 def test_it_is_the_share_of_features_whatever_the_superposition(n_units):
     """40 features a side, of equal norm and law, a share ρ of them on both: it reads ρ."""
     errors = []
@@ -149,7 +149,7 @@ def few():
     return z @ rng.normal(size=(6, 4)), z @ rng.normal(size=(6, 3))
 
 
-@pytest.mark.deep
+@pytest.mark.slow
 def test_sums_hold_the_unbiased_cumulants_of_mapped_units(few):
     x, y = few
     sums = sp.cumulants.sums_of(*(side.astype(np.float32) for side in few), mixed=True)
@@ -206,7 +206,7 @@ def told():
     return {(n, rho, *other): sp.align(*worlds(0, n, rho, **other), WHOLE, folds=3) for n, rho, other in cases}
 
 
-@pytest.mark.parametrize("other", ["noise", "gain"])
+@pytest.mark.parametrize("other", ["noise", pytest.param("gain", marks=pytest.mark.slow)])
 def test_cumulant_cka_is_the_share_of_features_where_directions_do_not_interfere(told, other):
     found = told[20, 0.5, other]["cumulant_cka"]
     assert float(found.mean) == pytest.approx(0.5, abs=0.05)
@@ -237,7 +237,7 @@ def test_common_gain_makes_no_alignment_once_energies_are_left_out(told):
     assert float(np.mean(found.details["with_energy"])) > 3 * abs(float(found.mean))
 
 
-@pytest.mark.deep
+@pytest.mark.slow
 def test_linear_maps_of_either_side_change_nothing():
     x, y = worlds(1, 12, 0.5, n_samples=6000, n_units=8)
     mix = np.random.default_rng(0).normal(size=(8, 8)) * np.logspace(-2, 2, 8)
@@ -246,7 +246,7 @@ def test_linear_maps_of_either_side_change_nothing():
         np.testing.assert_allclose(mixed[name].folds, score.folds, atol=2e-3, err_msg=name)
 
 
-@pytest.mark.deep
+@pytest.mark.slow
 def test_few_samples_of_many_units_score_0_on_average():
     rng = np.random.default_rng(0)
     scores = jax.jit(lambda x, y: sp.align(x, y, "cumulant_cka", folds=5)["cumulant_cka"].mean)
@@ -271,6 +271,7 @@ def test_gradients_are_those_of_finite_differences():
     assert np.all(found != 0)
 
 
+@pytest.mark.slow
 def test_a_score_that_is_not_to_be_trusted_says_so():
     rng = np.random.default_rng(0)
     noise = rng.normal(size=(2, 900, 20)).astype(np.float32)
@@ -289,6 +290,7 @@ def test_a_score_that_is_not_to_be_trusted_says_so():
         sp.align(*worlds(0, 40, 0.5), ("cokurtosis", *WHOLE), folds=5)
 
 
+@pytest.mark.slow
 def test_features_of_negative_cumulants_count_alike():
     rng = np.random.default_rng(0)
     z = rng.uniform(-1, 1, (9000, 6)).astype(np.float32)
@@ -318,6 +320,7 @@ def test_features_are_counted_and_found(superposed):
     assert np.mean(np.max(a @ lines.T, axis=1) > 0.95) >= 0.95  # and turned to the side where features lie
 
 
+@pytest.mark.slow
 def test_what_cannot_be_counted_is_not(superposed):
     rng = np.random.default_rng(0)
     cases = {

@@ -31,6 +31,7 @@ def rho_a(a, b, n_draws=4000):
     return np.mean([np.corrcoef(*pair)[0, 1] for pair in orders])
 
 
+@pytest.mark.slow
 @settings(max_examples=20, deadline=None, derandomize=True)
 @given(st.integers(0, 2**31), st.integers(2, 6))
 def test_rank_correlations_of_what_ties_are_scipys(seed, n_levels):
@@ -87,7 +88,10 @@ def test_debiased_cka_is_bounded_and_nan_without_four_samples():
         assert -1 <= of(x, y, None) <= 1
 
 
-@pytest.mark.parametrize("name", ["ridge", "ols", "cka", "cca", "soft_match", "procrustes"])
+@pytest.mark.parametrize(
+    "name",
+    ["ridge", "cka", "soft_match", *(pytest.param(name, marks=pytest.mark.slow) for name in ("ols", "cca", "procrustes"))],
+)
 def test_offsets_of_double_precision_do_not_matter(name):
     plain = sp.align(X, Y, name)[name].mean
     far = sp.align(X + 1e8, Y - [1e8, 0, 3e9], name)[name].mean
@@ -104,6 +108,7 @@ def test_maps_are_those_of_the_data_as_it_came():
     np.testing.assert_allclose(score.details["intercept"][0], weights[-1] - 1e5 - weights[:-1].sum(axis=0) * 1e6, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_intervals_and_null_have_the_same_precision():
     far = X + 1e9
     for of in (lambda x: sp.stats.jackknife(x, Y, "ridge", n_blocks=2), lambda x: sp.stats.permutation_test(x, Y, "ridge")):
@@ -218,6 +223,7 @@ def test_other_functions_refuse_masks(read):
         read(np.ma.masked_array(X, X > 2))
 
 
+@pytest.mark.slow
 def test_nearly_nothing():
     """A unit that varies by next to nothing, one unit a side, and as few samples as there can be."""
     faint = np.c_[X, 7e-9 * np.random.default_rng(3).normal(size=N)]
@@ -235,7 +241,7 @@ def test_nearly_nothing():
     assert float(sp.align(X[:2], Y[:2], "semi_match", folds=None)["semi_match"].mean) == pytest.approx(1, abs=1e-5)
 
 
-@pytest.mark.parametrize("n", [3, 40])
+@pytest.mark.parametrize("n", [3, pytest.param(40, marks=pytest.mark.slow)])
 def test_a_rotation_is_no_distance(n):
     """Down to rounding, not to its root."""
     rng = np.random.default_rng(n)

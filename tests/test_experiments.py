@@ -135,6 +135,7 @@ def test_study_writes_what_the_contract_says(study):
     assert abs(written["largest_duality_gap"]) < 1e-5
 
 
+@pytest.mark.slow
 def test_one_seed_alone_is_that_seed_in_the_study(study):
     run, _ = study
     config = small_study()
@@ -304,6 +305,7 @@ def test_bad_settings_of_the_study(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_changed_input_is_another_configuration(activations, tmp_path):
     arguments = [f"--config.source={tmp_path}/x.npy", f"--config.target={tmp_path}/x.npy", f"--workdir={tmp_path}/run"]
     arguments += ["--config.n_seeds=1", "--config.comparisons=('neuron->neuron',)", "--config.metrics=('semi_match',)"]

@@ -106,7 +106,7 @@ def moved(rng, x, y):
 
 @pytest.mark.parametrize(
     ("n_samples", "n_folds", "x64"),
-    [(403, 5, False), *(pytest.param(*p, marks=pytest.mark.deep) for p in ((36, 3, False), (120, 2, True)))],
+    [(403, 5, False), *(pytest.param(*p, marks=pytest.mark.slow) for p in ((36, 3, False), (120, 2, True)))],
 )
 def test_scores_do_not_change_under_the_maps_of_the_table(n_samples, n_folds, x64):
     names = [name for name in MAPPED if not (name == "mutual_knn" and n_samples // n_folds <= 12)]
@@ -266,7 +266,7 @@ def test_gradients_are_those_of_finite_differences():
     jax.tree.map(lambda leaf: np.testing.assert_array_equal(np.isfinite(leaf), True), (found, of_equal, of_constant))
 
 
-@pytest.mark.deep
+@pytest.mark.slow
 def test_gradients_of_more_units_than_samples_are_those_of_finite_differences():
     """Of what reads principal components, where all of them have one variance."""
     x, y = np.eye(12, 20), np.random.default_rng(0).normal(size=(12, 15))
@@ -278,7 +278,14 @@ def test_gradients_of_more_units_than_samples_are_those_of_finite_differences():
     np.testing.assert_allclose(np.sum(gradient * move, axis=(1, 2)), numeric, rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", sorted(set(NAMES) - {metric.name for metric in SMOOTH}))
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if name == "jaccard" else pytest.param(name, marks=pytest.mark.slow)
+        for name in NAMES
+        if not sp.metrics.resolve(name)[0].differentiable
+    ],
+)
 def test_what_has_no_gradient_says_so(name):
     x = np.random.default_rng(0).normal(size=(30, 3)).astype(np.float32)
     score = lambda a: sp.align(a, x, (name, "semi_match"), folds=None)  # noqa: E731
@@ -338,6 +345,7 @@ def test_bad_settings(metric, settings):
         getattr(sp.metrics, metric)(**settings)
 
 
+@pytest.mark.slow
 def test_nothing_calls_the_host(sides, fold_ids):
     jaxpr = str(jax.make_jaxpr(lambda x, y: sp.align(x, y, metrics=NAMES, folds=fold_ids))(*sides))
     assert "callback" not in jaxpr

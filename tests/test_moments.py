@@ -91,7 +91,7 @@ def test_constant_units_are_masked_everywhere(sides):
     np.testing.assert_array_equal(target, (np.arange(7) != 1) & (np.arange(7) != 6))
 
 
-@pytest.mark.deep
+@pytest.mark.slow
 def test_two_million_samples_far_from_zero_keep_their_digits():
     """A naive float32 sum of squares would lose everything: the mean is 300 standard deviations."""
 

@@ -73,6 +73,7 @@ def test_classes_are_balanced_and_nuisances_tell_nothing_of_them():
         assert np.std(means) < 2 * np.std(factors[name]) / 2000**0.5
 
 
+@pytest.mark.slow
 def test_sampling_is_render_of_factors_and_is_pure():
     key = jax.random.key(7)
     images, labels = SAMPLE(key, 20)
@@ -151,7 +152,7 @@ def test_images_do_not_know_of_each_other(name, images):
         np.testing.assert_array_equal(values[2], others[layer][2])
 
 
-@pytest.mark.parametrize("name", ["cnn", pytest.param("vit", marks=pytest.mark.deep)])
+@pytest.mark.parametrize("name", ["cnn", pytest.param("vit", marks=pytest.mark.slow)])
 def test_one_seed_alone_equals_the_same_among_others(name):
     model, data_key = networks.Classifier(SHALLOW[name], (16, 16, 3)), jax.random.key(5)
     keys = jax.random.split(jax.random.key(0), 3)
@@ -171,7 +172,7 @@ def test_one_seed_alone_equals_the_same_among_others(name):
     assert np.abs(history["loss"][1] - history["loss"][0]).max() > 1e-3
 
 
-@pytest.mark.deep
+@pytest.mark.slow
 def test_it_learns_and_reports_its_accuracy():
     task = networks.ShapesAndTextures(16, ("disc",), ("plain", "stripes"), noise=0.0, clutter=0.0)
     model = networks.Classifier(networks.CNN(2, widths=(8,)), (16, 16, 3))

@@ -58,6 +58,7 @@ def test_ridge_chooses_and_predicts_as_scikit_learn(fitted, sides, fold_ids, par
     assert (np.asarray(got.details["weights"])[:, ~masks[0]] == 0).all()
 
 
+@pytest.mark.slow
 def test_a_nearly_silent_target_does_not_choose_for_all():
     """One response in 300 samples: whatever alpha does to the others, its errors in the fold of that response are large."""
     rng = np.random.default_rng(0)
@@ -122,6 +123,7 @@ def test_two_folds_and_none_fall_back_on_gcv(sides):
         assert np.isfinite(score.folds).all()
 
 
+@pytest.mark.slow
 def test_correlations_stay_below_one_for_collinear_units():
     rng = np.random.default_rng(0)
     base, other = rng.normal(size=(2, 200, 1))

@@ -6,7 +6,7 @@ import xarray
 import superpos as sp
 
 
-@pytest.mark.parametrize("n_repeats", [4, pytest.param(7, marks=pytest.mark.deep)])
+@pytest.mark.parametrize("n_repeats", [4, pytest.param(7, marks=pytest.mark.slow)])
 def test_reliability_of_simulated_repeats_is_the_truth(n_repeats):
     rng = np.random.default_rng(0)
     noise = np.linspace(0.3, 3, 20)
@@ -32,6 +32,7 @@ def test_spearman_brown_undoes_averaging():
     np.testing.assert_allclose(sp.reliability.spearman_brown(longer, 1 / factor), truth, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_corrected_correlation_is_that_with_noiseless_units():
     rng = np.random.default_rng(0)
     x = rng.normal(size=(20_000, 6))

@@ -42,8 +42,8 @@ SAES = {
 }
 BUFFERS = ("silent_for", "scale", "threshold", "C")  # no gradient learns them
 each = pytest.mark.parametrize("name", SAES)
-SOME = {"vanilla", "topk"}  # the other architectures are compiled in the deep tests
-some = pytest.mark.parametrize("name", [name if name in SOME else pytest.param(name, marks=pytest.mark.deep) for name in SAES])
+SOME = {"vanilla", "topk"}  # the other architectures are compiled in the slow tests
+some = pytest.mark.parametrize("name", [name if name in SOME else pytest.param(name, marks=pytest.mark.slow) for name in SAES])
 
 
 def test_what_is_tested_goes_by_its_name():

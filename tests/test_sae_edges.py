@@ -12,9 +12,9 @@ import superpos as sp
 from superpos.sae.kernels import geometric_median
 
 SPARSITY = {"k": 2, "l1": 0.1, "l0": 0.1}
-SOME = {"vanilla", "topk"}  # the other architectures are compiled in the deep tests
+SOME = {"vanilla", "topk"}  # the other architectures are compiled in the slow tests
 some = pytest.mark.parametrize(
-    "name", [name if name in SOME else pytest.param(name, marks=pytest.mark.deep) for name in sp.sae.ARCHITECTURES]
+    "name", [name if name in SOME else pytest.param(name, marks=pytest.mark.slow) for name in sp.sae.ARCHITECTURES]
 )
 RNG = np.random.default_rng(0)
 X = jnp.asarray(RNG.exponential(size=(256, 6)) * (RNG.random((256, 6)) < 0.3), jnp.float32)
@@ -105,7 +105,7 @@ OPTIMIZERS = {
 }
 
 
-@pytest.mark.deep
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_resampling_starts_the_moments_of_dead_latents_afresh(name):
     sae = build("topk", dead="resample", resample_every=1, dead_after=5)

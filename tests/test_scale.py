@@ -53,7 +53,7 @@ def test_a_step_of_a_dense_sae_is_five_products():
     assert flops == pytest.approx(10 * BATCH * 512 * 16_384, rel=0.02)
 
 
-@pytest.mark.deep
+@pytest.mark.slow
 def test_eight_devices_send_what_was_predicted(tmp_path):
     part = "experiments.benchmark.accelerator"
     command = [sys.executable, "-m", f"{part}.part", f"{part}.mesh", str(tmp_path), "small"]

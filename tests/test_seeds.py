@@ -69,7 +69,7 @@ def test_classes_are_those_of_the_images():
     assert np.abs(images[7] - images[seeds.BATCH + 7]).max() > 0.01  # batches differ
 
 
-@pytest.mark.deep
+@pytest.mark.slow
 def test_networks_of_several_seeds_learn():
     train = seeds.trainer(MODEL, EASY, steps=150, batch_size=32, learning_rate=5e-3, n_test=400)
     keys = jax.random.split(jax.random.key(1), 2)

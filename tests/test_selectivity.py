@@ -256,6 +256,7 @@ def small():
     return config
 
 
+@pytest.mark.slow
 def test_files_are_scored(files, conduct):
     config = small()
     config.activations, config.images = f"{files}/units.npy", f"{files}/images"
@@ -283,6 +284,7 @@ def test_files_are_scored(files, conduct):
     assert not (run.path / "top_images.png").exists()
 
 
+@pytest.mark.slow
 def test_images_are_split_whole_and_by_category(files):
     config = small()
     config.activations, config.labels = f"{files}/units.npy", f"{files}/labels.npy"
@@ -298,7 +300,7 @@ def test_images_are_split_whole_and_by_category(files):
         np.testing.assert_array_equal(np.bincount(labels[half]), 3)
 
 
-@pytest.mark.deep
+@pytest.mark.slow
 def test_networks_are_trained_and_scored(conduct):
     config = small()
     config.n_categories, config.n_top, config.views = 2, 3, (*VIEWS, "signed_pca")

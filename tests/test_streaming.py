@@ -272,6 +272,7 @@ DEVICES = """
 """
 
 
+@pytest.mark.slow
 def test_devices_that_share_the_batches_come_to_the_same(whole, tmp_path):
     places = {"tests": str(Path(__file__).parent), "workdir": str(tmp_path / "run"), "file": str(tmp_path / "found.npz")}
     command = [sys.executable, "-c", textwrap.dedent(DEVICES.format(**places))]

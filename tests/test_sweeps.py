@@ -161,7 +161,7 @@ def test_chunks_bound_what_is_in_flight(monkeypatch):
     assert len(calls) == 2  # what fits into memory goes in one call: all models, then all pairs
 
 
-@pytest.mark.deep
+@pytest.mark.slow
 def test_little_memory_makes_small_chunks():
     def hungry(key, data_key):
         matrix = jax.random.normal(key, (500, 500))
@@ -232,7 +232,7 @@ else:
 """
 
 
-@pytest.mark.deep
+@pytest.mark.slow
 def test_two_processes_share_a_sweep(tmp_path):
     with socket.socket() as free:
         free.bind(("localhost", 0))
