@@ -112,11 +112,9 @@ def test_bad_input_is_one_line_and_leaves_nothing_behind(files, tmp_path):
     cases = {
         (x,): "as many files of each kind, one a layer, got 1 of source, 0 of target",
         (x, y, "--config.layers=('a','b')"): "config.layers must name each of the 1 files",
-        (
-            x,
-            f"--config.source={files}/b/x.npy",
-            y,
-            f"--config.target={files}/b/y.npy",
+        tuple(
+            f"--config.{side}=('{files}/{name}.npy','{files}/b/{name}.npy')"
+            for side, name in (("source", "x"), ("target", "y"))
         ): "config.layers must name the layers, for their files are called alike: x.npy → y.npy, x.npy → y.npy",
         (x, y, f"--config.source_train={files}/x.npy", f"--config.target_train={files}/more_y.npy"): (
             "config.source_train must hold images that are not scored, got"
