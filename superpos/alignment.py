@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Key
 
 from superpos import metrics as metrics_lib
 from superpos import moments as moments_lib
+from superpos import storage
 from superpos.checks import SIDES, as_array, check_labels, check_live, check_pair, is_concrete, offsets
 from superpos.folds import assign_folds
 from superpos.linalg import eigh, matmul
@@ -58,7 +59,7 @@ def align(
 
     Raises:
         ValueError: arrays that are not numeric, two-dimensional, finite and of equal length; a side without a live unit; an
-            unknown metric; folds that are empty, or that a group straddles.
+            unknown metric; folds that are empty, or that a group straddles; moments that do not fit into memory.
 
     >>> x = jax.random.normal(jax.random.key(0), (200, 5))
     >>> round(float(align(x, x[:, ::-1] * 2, metrics="cka")["cka"].mean), 4)
@@ -69,7 +70,9 @@ def align(
     for some, x, y, means in in_precision(source, target, resolved):
         x, y, ids, count, largest = check(x, y, folds, n_folds, key, groups)
         warn_of_small_folds(ids, some)
-        scores |= _align(x, y, ids, some, count, largest)
+        _check_room(x, y, some, count)
+        with jax.debug_nans(False):  # NaN is an answer here: of a unit that is masked or has no counterpart
+            scores |= _align(x, y, ids, some, count, largest)
         if is_concrete(x, y, ids):
             for doubt in itertools.chain(*(metric.doubts(scores[metric.name]) for metric in some)):
                 warnings.warn(doubt, RuntimeWarning, stacklevel=2)
@@ -171,6 +174,26 @@ def of_moments(metrics: Metrics) -> tuple[Metric, ...]:
         if "samples" in metric.reads:
             raise ValueError(f"{metric.name} reads samples, which moments do not hold: use sp.align.")
     return resolved
+
+
+def _check_room(x: Array, y: Array, metrics: tuple[Metric, ...], n_folds: int) -> None:
+    """Refuses sides whose moments alone do not fit into memory, before anything is compiled for them."""
+    n, n_source, n_target = *x.shape, y.shape[1]
+    entries = 0
+    for metric in metrics:
+        if "samples" in metric.reads or (metric.wide and n < n_source):
+            continue
+        a = min(n, n_source) if "source" in metric.rotates else n_source
+        b = min(n, n_target) if "target" in metric.rotates else n_target
+        sizes = {"xx": a * a, "yy": b * b}
+        entries = max(entries, a * b + sum(size for name, size in sizes.items() if name in metric.reads))
+    n_bytes = n_folds * entries * x.dtype.itemsize
+    if n_bytes > 2**30:
+        try:
+            storage.check_room(n_bytes)
+        except ValueError as error:
+            shapes = f"source {x.shape} and target {y.shape} must have moments that fit into memory"
+            raise ValueError(f"{shapes}, but {error}: compare fewer units.") from None
 
 
 @functools.partial(jax.jit, static_argnames=("metrics", "n_folds", "largest_fold"))

@@ -425,7 +425,7 @@ def _n_words(n: int, m: int) -> int:
 
 def _bit(slot: Array, n_words: int) -> UInt[Array, " words"]:
     """The set of one slot."""
-    bit = jnp.uint32(1) << (slot % 32).astype(jnp.uint32)
+    bit = jnp.uint32(1) << jnp.asarray(slot % 32, jnp.uint32)  # a plain number without jit
     return jnp.where(jnp.arange(n_words) == slot // 32, bit, jnp.uint32(0))
 
 
