@@ -135,7 +135,7 @@ def test_states_of_an_earlier_version_are_not_taken_for_nothing(tmp_path):
 
 
 SIGNALLED = """
-import os, sys, time
+import os, resource, sys, time
 import numpy as np
 from ml_collections import ConfigDict
 from experiments import command
@@ -143,22 +143,26 @@ from superpos import storage
 
 def compute(config, run):
     run.claim()
+    if run.path.name == "full":
+        run.save("first", {"w": np.ones(2)})
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))  # bytes a file
+        run.save("second", {"w": np.ones(1000)})
     with storage.unbroken():
         print(f"{os.getpid()} {run.path.name}", flush=True)
         time.sleep(1.5)
         run.save("piece", {"w": np.ones(2)})
     time.sleep(60)
 
-for name in ("once", "twice"):
+for name in ("once", "twice", "full"):
     if os.fork() == 0:
         sys.argv = ["main", f"--workdir={sys.argv[1]}/{name}"]
         command.main("toy", ConfigDict({"seed": 0}), compute, None)
-print(sorted(os.waitstatus_to_exitcode(os.wait()[1]) for _ in range(2)))
+print(sorted(os.waitstatus_to_exitcode(os.wait()[1]) for _ in range(3)))
 """
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
-def test_a_first_signal_waits_for_what_is_being_saved_a_second_does_not(tmp_path):
+def test_commands_that_are_signalled_or_find_no_room_end_in_one_sentence(tmp_path):
     command = [sys.executable, "-c", SIGNALLED, str(tmp_path)]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as parent:
         children = {name: int(pid) for pid, name in (parent.stdout.readline().split() for _ in range(2))}
@@ -167,8 +171,11 @@ def test_a_first_signal_waits_for_what_is_being_saved_a_second_does_not(tmp_path
             os.kill(children["twice"], signal.SIGINT)
             time.sleep(0.3)
         output, errors = parent.communicate(timeout=60)
-    assert output == "[130, 143]\n"
+    assert output == "[1, 130, 143]\n"
     assert "Traceback" not in errors
     assert f"error: stopped by SIGTERM: the same command goes on from what is saved in {tmp_path}/once." in errors
     assert Run(tmp_path / "once", "toy", CONFIG).checkpoints() == ["piece"]
     assert Run(tmp_path / "twice", "toy", CONFIG).checkpoints() == []
+    assert "error: Checkpoint second could not be saved in" in errors
+    assert "(the file would be larger than is allowed); what was saved before is kept" in errors
+    assert os.listdir(tmp_path / "full" / "checkpoints") == ["first.safetensors"]
