@@ -191,7 +191,7 @@ def draw(results: dict[str, Any], run: Run) -> None:
         plotting.image_grid(
             top["images"],
             [f"latent {row['latent']}\n{row['share_of_weights']:.1%} of weights" for row in results["latents"]],
-            run.path / "top_images.png",
+            run.figure.with_stem("top_images"),
             title=f"{results['latents'][0]['layer']}: images that activate most the latents which explain the sites",
             source=top["source"],
         )

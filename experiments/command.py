@@ -1,7 +1,6 @@
 """The command line that all experiments share."""
 
 import contextlib
-import difflib
 import inspect
 import itertools
 import math
@@ -11,6 +10,8 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NoReturn
 
 import jax
@@ -20,7 +21,7 @@ from ml_collections import ConfigDict, config_flags
 from tabulate import tabulate
 
 from superpos import data, storage
-from superpos.results import Run, check_settings
+from superpos.results import Run, check_settings, did_you_mean
 from superpos.sweeps.processes import broadcast, start_jax
 
 
@@ -30,30 +31,34 @@ def main(
     compute: Callable[[ConfigDict, Run], dict[str, Any]],
     draw: Callable[[dict[str, Any], Run], None],
     files: Sequence[str] = (),
+    presets: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
 ) -> None:
-    """Runs an experiment: `python -m experiments.<name> [--config.<field>=<value> ...] [--workdir=DIR]`.
+    """Runs an experiment: `python -m experiments.<name> [FILE ...] [--config.<field>=<value> ...] [--workdir=DIR]`.
 
     Args:
         name: of the experiment, and of its default workdir under results/.
         config: every field with its default.
         compute: does the work and returns `run.finish(...)`, whose lists of rows are printed as tables.
         draw: draws the figure from these results.
-        files: fields that name files of input, whose content is part of the configuration too.
+        files: fields that name files of input, whose content is part of the configuration too. Arguments that are no flags
+            fill those that take one file each, in this order.
+        presets: values of some fields, dotted where nested, by what `--preset` takes; `--config` goes before them.
 
     Bad input ends in one line on standard error and exit status 2, a disk that is full in one and status 1. SIGINT and SIGTERM
     end it, with status 130 and 143, when what is being computed has been saved; a second one ends it at once.
     """
+    config.format = "png"
     if {"--help", "-h", "-help"} & set(sys.argv[1:]):
-        _print_help(name, config, compute)
+        _print_help(name, config, compute, presets)
         return
     defaults = dict(_fields(config))
     sys.argv[1:] = _last(sys.argv[1:])
-    workdir, distributed = _define_flags(name, config)
+    _preset(config, presets)
+    workdir, distributed = _define_flags(name, config, presets)
 
     def start(argv: list[str]) -> None:
-        if len(argv) > 1:
-            _fail(f"unexpected argument {argv[1]!r}: settings are given as --config.<field>=<value>.")
         config = flags.FLAGS.config
+        _fill(config, [field for field in files if config[field] == ""], argv[1:])
         try:
             _check_types(defaults, config)
             start_jax(distributed.value)
@@ -83,18 +88,45 @@ def main(
     app.run(start, flags_parser=_parse)
 
 
-def _print_help(name: str, config: ConfigDict, compute: Callable[..., Any]) -> None:
-    """What the experiment asks, and its settings with their comments."""
+def _print_help(name: str, config: ConfigDict, compute: Callable[..., Any], presets: Mapping[str, Any]) -> None:
+    """What the experiment asks, its settings with their comments, and an example."""
     print(sys.modules["__main__"].__doc__)
-    comments = _comments(compute)
+    comments = {"format": "of the figure: png, pdf or svg", **_comments(compute)}
     for field, value in _fields(config):
         comment = comments.get(field.split(".")[-1])
         print(f"  --config.{field}={value!r}" + (f"  # {comment}" if comment else ""))
-    print(f"  --workdir=results/{name}\n  --distributed=False")
+    for preset, values in presets.items():
+        print(f"  --preset={preset}  # " + ", ".join(f"{field}={value}" for field, value in values.items()))
+    print(f"  --workdir=results/{name}  # holds one configuration; the same command goes on where it was stopped")
+    print("  --distributed=False  # several processes share the work")
+    print(f"\nExample: superpos {name} --config.seed=1 --config.format=pdf --workdir=results/{name}_1")
 
 
-def _define_flags(name: str, config: ConfigDict) -> tuple[flags.FlagHolder[str], flags.FlagHolder[bool]]:
-    """Defines the flags, --config, --workdir and --distributed; returns the last two."""
+def _preset(config: ConfigDict, presets: Mapping[str, Mapping[str, Any]]) -> None:
+    """Sets what `--preset` names, before the fields that are given one by one."""
+    for argument, following in itertools.zip_longest(sys.argv[1:], sys.argv[2:], fillvalue=""):
+        flag, equals, value = argument.partition("=")
+        if flag in ("--preset", "-preset"):
+            name = value if equals else following
+            if name not in presets:
+                takes = f"takes {', '.join(presets)}" if presets else "is for experiments that have any"
+                _fail(f"preset {takes}, got {name!r}{did_you_mean(name, presets)}.")
+            config.update_from_flattened_dict(presets[name])
+
+
+def _fill(config: ConfigDict, fields: Sequence[str], arguments: Sequence[str]) -> None:
+    """Sets fields to arguments that are no flags: files."""
+    for i, argument in enumerate(arguments):
+        if i >= len(fields) or not Path(argument.partition(":")[0]).exists():
+            takes = f"files for {', '.join(fields)} may stand here, and this is none; " if i < len(fields) else ""
+            _fail(f"unexpected argument {argument!r}: {takes}settings are given as --config.<field>=<value>.")
+    config.update(dict(zip(fields, arguments, strict=False)))
+
+
+def _define_flags(
+    name: str, config: ConfigDict, presets: Mapping[str, Any]
+) -> tuple[flags.FlagHolder[str], flags.FlagHolder[bool]]:
+    """Defines the flags, --config, --workdir, --distributed and --preset; returns the second and the third."""
     try:
         config_flags.DEFINE_config_dict("config", config)  # reads the command line for config's fields at once
     except (AttributeError, KeyError) as error:  # a field that it has not
@@ -103,11 +135,11 @@ def _define_flags(name: str, config: ConfigDict) -> tuple[flags.FlagHolder[str],
             inner = inner.args[0]
         unknown = str(inner).splitlines()[0].strip("\"'")  # what follows is its own hint
         known = [field for field, _ in _fields(config)]
-        near = difflib.get_close_matches(unknown, {field.split(".")[-1] for field in known})
-        hint = f" (near it: {', '.join(near)})" if near else ""
+        hint = did_you_mean(unknown, dict.fromkeys(field.split(".")[-1] for field in known))
         _fail(f"config has no field {unknown!r}{hint}; its fields are {', '.join(known)}.")
     except Exception as error:  # whatever it makes of a command line
         _fail(error)
+    flags.DEFINE_string("preset", "", f"Values of several fields together: {', '.join(presets)}.")
     return (
         flags.DEFINE_string("workdir", f"results/{name}", "Folder for config.json, results.json and figure.png."),
         flags.DEFINE_boolean("distributed", False, "Several processes share the work: jax.distributed.initialize()."),
@@ -115,8 +147,13 @@ def _define_flags(name: str, config: ConfigDict) -> tuple[flags.FlagHolder[str],
 
 
 def _parse(argv: list[str]) -> list[str]:
+    flags.FLAGS.set_gnu_getopt()  # flags may stand behind files
     try:
         return flags.FLAGS(argv)
+    except flags.UnrecognizedFlagError as error:
+        fields = [field for field, _ in _fields(flags.FLAGS["config"].value)]
+        near = [field for field in fields if field.split(".")[-1] == error.flagname]
+        _fail(f"there is no flag --{error.flagname}: " + (f"it is --config.{near[0]}." if near else "--help lists all."))
     except Exception as error:  # likewise
         _fail(error)
 
@@ -205,13 +242,15 @@ def _open(name: str, config: ConfigDict, files: Sequence[str], workdir: str) -> 
     inputs = {field: data.fingerprints(config[field]) for field in files if config[field]}
     described = {**config.to_dict(), **({"sha256": inputs} if inputs else {})}
     described.pop("chunk", None)  # how it is computed, not what: a run may go on with another
-    return Run(workdir, name, described, keeps=jax.process_index() == 0)
+    return Run(workdir, name, described, keeps=jax.process_index() == 0, figure_format=described.pop("format"))
 
 
 def _results(run: Run, config: ConfigDict, compute: Callable[[ConfigDict, Run], dict[str, Any]]) -> Any:
     """The results of a run, computed unless it is finished; None where it is and another process keeps them."""
     results = run.finished()
     if not broadcast(np.array(results is not None)):  # where only the first process finds them
+        if run.keeps:
+            print(f"{run.experiment} into {run.path}: if it is stopped, the same command goes on from there.", flush=True)
         return compute(config, run)
     if run.keeps:
         print(f"{run.path} holds this run's results already; name another --workdir to compute them anew.")
@@ -219,13 +258,15 @@ def _results(run: Run, config: ConfigDict, compute: Callable[[ConfigDict, Run], 
 
 
 def _print(results: dict[str, Any], run: Run) -> None:
-    """The tables of results, how long they took, and where they are."""
+    """The tables of results, how long they took, where they are, and what they say in a sentence, where there is one."""
     for table, rows in results.items():
         if isinstance(rows, list):
             print("" if table == "rows" else f"\n{table.replace('_', ' ')}")
             print(tabulate([_readable(row) for row in rows], headers="keys", floatfmt=".3f"))
     spent = ", ".join(f"{stage} {value:.0f} s" for stage, value in results["seconds"].items())
-    print(f"\n{spent}; results and figure in {run.path}/")
+    print(f"\n{spent}; results in {run.path}/, figure in {run.figure}")
+    if results.get("answer"):
+        print(f"\n{results['answer']}")
 
 
 @contextlib.contextmanager
@@ -266,8 +307,10 @@ def at_least(config: ConfigDict, least: Mapping[str, int]) -> None:
 
 
 def _comments(compute: Callable[..., Any]) -> dict[str, str]:
-    """What the comments in `get_config` of the experiment say, by the last name of the field that stands before them."""
-    source = inspect.getsource(sys.modules[compute.__module__].get_config)
+    """What the comments in `get_config` say, of the experiment and of what it imports, by the last name of the field."""
+    module = sys.modules[compute.__module__]
+    imported = [part for part in vars(module).values() if inspect.ismodule(part) and hasattr(part, "get_config")]
+    source = "".join(inspect.getsource(part.get_config) for part in (*imported, module))
     return dict(re.findall(r'^ *(?:config\.|")(\w+)"?(?: = |: ).*?  # (.*)$', source, re.MULTILINE))
 
 

@@ -28,7 +28,7 @@ from ml_collections import ConfigDict
 import superpos as sp
 from experiments import command, toys
 from superpos import plotting
-from superpos.results import Run
+from superpos.results import Run, did_you_mean
 
 KINDS = {"sae": "", "random_sae": "random_"}  # trained and not; what stands before the names of its columns
 LABELS = {"recovery": "feature recovery (r)", "fvu": "variance unexplained", "soft_match": "soft-matching of seeds (r)"}
@@ -61,7 +61,8 @@ def ladder(config: ConfigDict, architecture: str) -> tuple[float, ...]:
     """The sparsities of an architecture or a variant of one."""
     of = config.options.get(architecture, {}).get("architecture", architecture)
     if of not in sp.sae.ARCHITECTURES:
-        raise ValueError(f"config names the architecture {of!r}; there are {', '.join(sp.sae.ARCHITECTURES)}.")
+        near = did_you_mean(of, sp.sae.ARCHITECTURES)
+        raise ValueError(f"config names the architecture {of!r}{near}; there are {', '.join(sp.sae.ARCHITECTURES)}.")
     return config.sparsity.get(architecture, config.sparsity.get(of, ()))
 
 

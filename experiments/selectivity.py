@@ -189,7 +189,7 @@ def draw(results: dict[str, Any], run: Run) -> None:
     plotting.image_grid(
         [[image(number) for number in row["images"]] for row in top],
         [f"{row['category']}\n{SHOWN[row['kind']]} {row['unit']}: d' {row['d_prime']:.1f}, {row['hits']} fit" for row in top],
-        run.path / "top_images.png",
+        run.figure.with_stem("top_images"),
         title="images that drive the best neuron and latent most (chosen on other images), and how many are of the category",
         colours=[plotting.COLOURS[row["kind"]] for row in top],
     )

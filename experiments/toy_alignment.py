@@ -23,10 +23,14 @@ from superpos import plotting
 from superpos.comparison import ends, views_of
 from superpos.results import Run
 
+# The published protocol; by default there are fewer seeds and samples, and no supervised network, so that it ends in minutes.
+FULL = {"n_seeds": 8, "eval.n_samples": 204_800, "supervised.steps": 4_000}
+
 
 def get_config() -> ConfigDict:
-    """Every setting, with the published protocol as default."""
+    """Every setting: models and SAEs as published, but fewer of them, unless `FULL` is put in."""
     config = toys.get_config()
+    config.update_from_flattened_dict({"n_seeds": 4, "eval.n_samples": 51_200, "supervised.steps": 0})
     config.metrics = sp.alignment.DEFAULT
     # Views of the source and of the target, out of superpos.views.VIEWS.
     config.comparisons = (*COMPARISONS, "oracle->oracle", "ica->ica", "signed_pca->signed_pca")
@@ -92,4 +96,4 @@ def draw(results: dict[str, Any], run: Run) -> None:
 
 
 if __name__ == "__main__":
-    command.main("toy_alignment", get_config(), compute, draw)
+    command.main("toy_alignment", get_config(), compute, draw, presets={"full": FULL})

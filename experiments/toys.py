@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 import superpos as sp
 from experiments import command
 from superpos import comparison
-from superpos.results import Run
+from superpos.results import Run, did_you_mean
 from superpos.views import SAE, VIEWS, View, encode_all, fit_all, shared
 
 # Views that read units which are always silent as if they were not there: weights of 0 for them change nothing.
@@ -97,7 +97,7 @@ def views(config: ConfigDict, names: Sequence[str], weights: Any) -> dict[str, V
     made: dict[str, View] = {}
     for name in names:
         if name not in VIEWS:
-            raise ValueError(f"config names the view {name!r}; there are {', '.join(VIEWS)}.")
+            raise ValueError(f"config names the view {name!r}{did_you_mean(name, VIEWS)}; there are {', '.join(VIEWS)}.")
         own = {**given.get(name, {}), **config.options.get(name, {}), **(config[name] if name in given else {})}
         of = {"of": sae} if isinstance(VIEWS[name].of, SAE) else {}
         made[name] = sae if name == "sae" else VIEWS[name](**of, **own)

@@ -20,7 +20,7 @@ from superpos import storage
 from superpos.checks import SIDES, as_array, check_labels, check_live, check_pair, is_concrete, offsets
 from superpos.folds import assign_folds
 from superpos.linalg import eigh, matmul
-from superpos.metrics import Metric, Samples, Score
+from superpos.metrics import Metric, Samples, Score, Scores
 from superpos.moments import Moments, Side
 
 Metrics = Sequence[str | Metric] | str | Metric
@@ -35,7 +35,7 @@ def align(
     n_folds: int | None = None,
     key: Key[Array, ""] | None = None,
     groups: ArrayLike | None = None,
-) -> dict[str, Score]:
+) -> Scores:
     """Scores how well `source` predicts `target`, cross-validated. `jit` and `vmap` it freely.
 
     A unit that is constant in any fold is masked in all of them. Values are checked where the arrays are concrete; under
@@ -52,7 +52,8 @@ def align(
         groups: `(n_samples,)` integers; samples of one group share a fold (patches of an image, repeats of a stimulus).
 
     Returns:
-        A `Score` for each metric's name: `mean`, `folds` `(n_folds,)`, `units` `(n_folds, n_target)`, `details`.
+        A `Score` for each metric's name: `mean`, `folds` `(n_folds,)`, `units` `(n_folds, n_target)`, `details`. The dictionary
+        prints one line a metric, and has `to_dataframe()`.
 
     Warns:
         RuntimeWarning: folds with fewer samples than a metric needs; what a metric finds to doubt in its own score.
@@ -79,7 +80,7 @@ def align(
         for details in (scores[metric.name].details for metric in some):
             if means is not None and "intercept" in details:
                 details["intercept"] += means[1] - matmul(means[0], details["weights"])
-    return {metric.name: scores[metric.name] for metric in resolved}
+    return Scores((metric.name, scores[metric.name]) for metric in resolved)
 
 
 def warn_of_small_folds(ids: Array, metrics: tuple[Metric, ...]) -> None:
@@ -137,7 +138,7 @@ def check(
     return jnp.asarray(x), jnp.asarray(y), jnp.asarray(ids), n_folds, largest
 
 
-def score(moments: Moments, metrics: Metrics = DEFAULT) -> dict[str, Score]:
+def score(moments: Moments, metrics: Metrics = DEFAULT) -> Scores:
     """Scores moments that were accumulated with `sp.moments`.
 
     Args:
@@ -159,7 +160,7 @@ def score(moments: Moments, metrics: Metrics = DEFAULT) -> dict[str, Score]:
     for metric in resolved:
         if missing := metric.reads - kept:
             raise ValueError(f"moments must hold {', '.join(sorted(missing))} for {metric.name}: see init(reads=...).")
-    return {metric.name: metric(moments) for metric in resolved}
+    return Scores((metric.name, metric(moments)) for metric in resolved)
 
 
 def reads(metrics: Metrics) -> frozenset[str]:
@@ -210,12 +211,19 @@ def _align(x: Array, y: Array, ids: Array, metrics: tuple[Metric, ...], n_folds:
     return scores
 
 
+class Basis(NamedTuple):
+    """Principal components of all samples of a side: `(n_units, n_samples)` and the mean `(n_units,)`."""
+
+    components: Array
+    mean: Array
+
+
 class Reading(NamedTuple):
     """What a metric reads: its evidence, the samples that this is of, and the basis of the source where it is rotated."""
 
     evidence: Moments | Samples
     samples: Samples
-    basis: "Basis | None"
+    basis: Basis | None
 
     def fit(self, metric: Metric) -> Any:
         """What the metric fits, mended by a second pass over the samples."""
@@ -224,13 +232,6 @@ class Reading(NamedTuple):
     def score(self, metric: Metric) -> Score:
         """Fits and evaluates."""
         return metric.score(self.fit(metric), self.samples if metric.second_pass else self.evidence)
-
-
-class Basis(NamedTuple):
-    """Principal components of all samples of a side: `(n_units, n_samples)` and the mean `(n_units,)`."""
-
-    components: Array
-    mean: Array
 
 
 def gather(

@@ -15,6 +15,7 @@ fixed cycle. Intervals are drawn where there are any. What belongs to a single e
 
 import itertools
 import math
+import re
 import textwrap
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -155,17 +156,33 @@ def finish(figure: Any, caption: str = "", legend: Sequence[Any] | None = None, 
     figure.draw_without_rendering()
     for axis in figure.axes:
         room = int(axis.get_position().width * width / _WIDTH)
-        for text in (axis.title, axis.xaxis.label):
-            wrapped = [textwrap.fill(line, max(room, 10), break_long_words=False) for line in text.get_text().splitlines()]
-            text.set_text("\n".join(wrapped))
+        for place in ("left", "center", "right"):
+            axis.set_title(_wrapped(axis.get_title(place), room), loc=place)
+        axis.set_xlabel(_wrapped(axis.get_xlabel(), room))
     if path is not None:
         save(figure, path)
 
 
+def _wrapped(text: str, room: int) -> str:
+    """Text in lines of at most so many letters, which break at spaces and behind the signs between the parts of names.
+
+    >>> _wrapped("activations/lite0.npz:block10", 17).splitlines()
+    ['activations/', 'lite0.npz:block10']
+    """
+    lines = []
+    for line in text.splitlines():
+        lines.append("")
+        for part in re.findall(r".*?(?:[ /:]+|[._](?=\D))|.+", line):
+            if lines[-1] and len(lines[-1]) + len(part.rstrip()) > max(room, 8):
+                lines.append("")
+            lines[-1] += part
+    return "\n".join(line.rstrip() for line in lines)
+
+
 def save(figure: Any, path: str | PathLike) -> None:
-    """Writes a figure as PNG, whole or not at all."""
+    """Writes a figure, whole or not at all, in the format that the name of the file ends in."""
     _take_literally(figure)
-    storage.replace(Path(path), lambda part: figure.savefig(part, dpi=200, format="png"))
+    storage.replace(Path(path), lambda part: figure.savefig(part, dpi=200, format=Path(path).suffix[1:]))
 
 
 def _take_literally(figure: Any) -> None:
@@ -223,10 +240,11 @@ def grouped_bars(axis: Any, rows: Sequence[dict[str, Any]], by: str, bar: str = 
             label=style(name)["label"],
             error_kw={"capsize": 1.5, "ecolor": "#777777", "linewidth": 0.8},
         )
-    room = axis.get_position().width * axis.figure.get_figwidth() / _WIDTH  # letters along the axis
-    crowded = len(groups) > 1 and (1 + max(map(len, map(str, groups)))) * len(groups) > room
+    room = axis.get_position().width * axis.figure.get_figwidth() / _WIDTH / len(groups) - 1  # letters of each group
+    ticks = [_wrapped(str(group), int(room)) for group in groups]
+    crowded = len(groups) > 1 and max(len(line) for tick in ticks for line in tick.splitlines()) > room
     turned: dict[str, Any] = {"rotation": 25, "ha": "right", "rotation_mode": "anchor"}
-    axis.set_xticks(range(len(groups)), groups, **(turned if crowded else {}))
+    axis.set_xticks(range(len(groups)), groups if crowded else ticks, **(turned if crowded else {}))
     axis.set_xlabel(by)
     axis.axhline(0, color="black", linewidth=0.8)
     if len(groups) == 1:
@@ -520,8 +538,8 @@ def means(rows: Sequence[dict[str, Any]]) -> list[float]:
 
 
 def errors(rows: Sequence[dict[str, Any]]) -> list[list[float]]:
-    """Distances from the mean of each row to both ends of its interval `ci95`, NaN where there is none: for `errorbar`."""
-    ends = [row["ci95"] or (math.nan, math.nan) for row in rows]
+    """Distances from the mean of each row to both ends of its interval `ci95`, NaN where it has no width: for `errorbar`."""
+    ends = [row["ci95"] if row["ci95"] and row["ci95"][0] < row["ci95"][1] else (math.nan, math.nan) for row in rows]
     return [
         [mean - low for mean, (low, _) in zip(means(rows), ends, strict=True)],
         [high - mean for mean, (_, high) in zip(means(rows), ends, strict=True)],

@@ -1,4 +1,4 @@
-"""A run's folder: `config.json`, `results.json`, `figure.png` and checkpoints."""
+"""A run's folder: `config.json`, `results.json`, the figure and checkpoints."""
 
 import hashlib
 import json
@@ -8,6 +8,7 @@ import platform
 import re
 import subprocess
 import sys
+import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from importlib import metadata
@@ -19,6 +20,7 @@ import numpy as np
 from superpos import storage
 from superpos.storage import digest, read_json, write_json
 
+FORMATS = ("png", "pdf", "svg")  # of figures
 _ENDING = ".safetensors"  # of a checkpoint
 _BEGUN = {".lock", "config.json.part"}  # what a run leaves that was killed while it began
 
@@ -31,13 +33,25 @@ class Run:
         experiment: name of the experiment.
         config: its configuration, JSON-serialisable.
         keeps: whether this process writes; of several processes with one run only the first should.
+        figure_format: png, pdf or svg, which says nothing of the configuration.
 
     Raises:
-        ValueError: the folder holds another experiment or configuration, or is not this class's.
+        ValueError: the folder holds another experiment or configuration, or is not this class's; or no such format.
     """
 
-    def __init__(self, workdir: str | os.PathLike, experiment: str, config: dict[str, Any], *, keeps: bool = True):
+    def __init__(
+        self,
+        workdir: str | os.PathLike,
+        experiment: str,
+        config: dict[str, Any],
+        *,
+        keeps: bool = True,
+        figure_format: str = "png",
+    ):
+        if figure_format not in FORMATS:
+            raise ValueError(f"config.format must be {', '.join(FORMATS)}, got {figure_format!r}.")
         self.path, self.keeps = Path(workdir).absolute(), keeps
+        self.figure = self.path / f"figure.{figure_format}"  # where it belongs
         self.config = json.loads(json.dumps(storage.finite(config, str)))
         self.experiment = experiment
         self._lock = storage.Lock(self.path)
@@ -48,11 +62,6 @@ class Run:
             self._check_config()
         elif self.path.exists() and {file.name for file in self.path.iterdir()} - _BEGUN:
             raise ValueError(f"workdir {self.path} is neither empty nor a run's folder: name another workdir.")
-
-    @property
-    def figure(self) -> Path:
-        """Where the figure belongs."""
-        return self.path / "figure.png"
 
     def claim(self) -> None:
         """Makes the folder this run's: call it when the input is known to be good, before the work begins.
@@ -242,7 +251,7 @@ def shows_progress(progress: bool | None) -> bool:
 
 
 def environment() -> dict[str, Any]:
-    """Versions, device and git commit that a result was made with."""
+    """Versions, device, git commit and date that a result was made with."""
     import jax
 
     packages = ("superpos", "jax", "jaxlib", "optax", "numpy")
@@ -265,6 +274,7 @@ def environment() -> dict[str, Any]:
         "device": f"{device.platform}: {device.device_kind}",
         "cores": os.cpu_count(),
         "git": git or None,
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
     }
 
 

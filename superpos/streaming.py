@@ -15,7 +15,7 @@ from superpos import moments as moments_lib
 from superpos.alignment import DEFAULT, Metrics, of_moments, reads, score
 from superpos.checks import SIDES, check_lengths, check_range, floating, is_concrete, no_live_unit
 from superpos.folds import assign_folds
-from superpos.metrics import Score
+from superpos.metrics import Scores
 from superpos.moments import Moments
 
 Encoder = Callable[[Array], Array]
@@ -33,7 +33,7 @@ def align_stream(
     batch_size: int = 4096,
     encode: tuple[Encoder | None, Encoder | None] = (None, None),
     progress: bool | None = None,
-) -> dict[str, Score]:
+) -> Scores:
     """Scores two sides that need not fit into memory, optionally through an encoder on each: `sp.align` in one pass.
 
     Folds are those of `sp.align`, and so are scores to rounding, but those that a second pass over the samples mends there
@@ -121,7 +121,7 @@ def align_stream(
         if not live.any():
             raise no_live_unit(name, live.size)
     scores = _score(moments, resolved)
-    return {metric.name: scores[metric.name] for metric in resolved}
+    return Scores((metric.name, scores[metric.name]) for metric in resolved)
 
 
 def _check_rows(source: data.Rows, target: data.Rows) -> np.ndarray | None:

@@ -118,9 +118,11 @@ def _row(name, kind, side, timed, settings):
 
 
 def _compilation():
-    """Rows: seconds that the default `toy_alignment` takes to compile, in a process of its own; its steps do not matter."""
+    """Rows: seconds that the full `toy_alignment` takes to compile, in a process of its own; its steps do not matter."""
     rows = []
-    short = [f"--config.{field}=10" for field in ("toy.steps", "sae.steps")] + ["--config.eval.n_samples=20480"]
+    short = (
+        ["--preset=full"] + [f"--config.{field}=10" for field in ("toy.steps", "sae.steps")] + ["--config.eval.n_samples=20480"]
+    )
     with tempfile.TemporaryDirectory() as folder:
         for cache, target in (("empty", COMPILE_TARGET), ("filled", None)):
             workdir = Path(folder) / cache

@@ -6,6 +6,7 @@ To add one: write it in a file here that ends in `register(...)`, and import it 
 from superpos.metrics.base import Metric as Metric
 from superpos.metrics.base import Samples as Samples
 from superpos.metrics.base import Score as Score
+from superpos.metrics.base import Scores as Scores
 from superpos.metrics.cumulants import Cokurtosis as Cokurtosis
 from superpos.metrics.cumulants import CumulantCCA as CumulantCCA
 from superpos.metrics.cumulants import CumulantCKA as CumulantCKA

@@ -3,13 +3,16 @@
 import abc
 import dataclasses
 import functools
+import html
 from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.custom_derivatives import linear_call
 from jaxtyping import Array, Bool, Float, Int
 
+from superpos.checks import is_concrete
 from superpos.checks import positive_integer as positive_integer
 from superpos.linalg import safe_divide as safe_divide
 from superpos.linalg import safe_norm as safe_norm
@@ -31,6 +34,80 @@ class Score(NamedTuple):
     folds: Float[Array, " folds"]
     units: Float[Array, "folds target"] | None
     details: dict[str, Any]
+
+    def to_dataframe(self) -> Any:
+        """A pandas table, a row a fold and live target unit: `fold`, `unit`, `score`; a row a fold where units have none.
+
+        >>> Score(jnp.array(0.5), jnp.array([0.25, 0.75]), None, {}).to_dataframe()["score"].tolist()
+        [0.25, 0.75]
+        """
+        import pandas as pd
+
+        if self.units is None:
+            return pd.DataFrame({"fold": np.arange(len(self.folds)), "score": np.asarray(self.folds)})
+        units = np.asarray(self.units)
+        fold, unit = np.nonzero(~np.isnan(units))
+        return pd.DataFrame({"fold": fold, "unit": unit, "score": units[fold, unit]})
+
+    def cells(self) -> dict[str, str]:
+        """What a table shows: the score, the range of the folds, the number of live units; of several, only their shape."""
+        if not is_concrete(self.mean, self.folds):
+            return {"score": str(self.mean), "folds": "", "units": ""}
+        if np.ndim(self.mean):
+            return {"score": f"array {np.shape(self.mean)}", "folds": "", "units": ""}
+        low, high = (f"{end:.3f}" for end in (np.min(self.folds), np.max(self.folds)))
+        live = "" if self.units is None else str(int(np.sum(~np.isnan(np.asarray(self.units)).all(axis=0))))
+        return {"score": f"{float(self.mean):.3f}", "folds": f"{low} to {high}", "units": live}
+
+    def __repr__(self) -> str:
+        """The score in a line."""
+        cells = self.cells()
+        return f"Score {cells['score']}" + "".join(f", {name} {cells[name]}" for name in ("folds", "units") if cells[name])
+
+
+@jax.tree_util.register_pytree_with_keys_class
+class Scores(dict[str, Score]):
+    """Scores by metric: a dictionary that prints one line a metric.
+
+    >>> Scores(cka=Score(jnp.array(0.5), jnp.array([0.25, 0.75]), None, {}))
+    metric  score  folds           units
+    cka     0.500  0.250 to 0.750
+    """
+
+    def to_dataframe(self) -> Any:
+        """A pandas table with a row a metric: `metric`, `mean`, `std` over folds, `n_folds`, `n_units` that are live."""
+        import pandas as pd
+
+        rows = []
+        for name, score in self.items():
+            n_units = None if score.units is None else score.to_dataframe()["unit"].nunique()
+            folds = np.asarray(score.folds)
+            std = folds.std(ddof=1) if len(folds) > 1 else np.nan
+            rows.append({"metric": name, "mean": float(score.mean), "std": std, "n_folds": len(folds), "n_units": n_units})
+        return pd.DataFrame(rows)
+
+    def _table(self) -> list[list[str]]:
+        return [["metric", "score", "folds", "units"], *([name, *score.cells().values()] for name, score in self.items())]
+
+    def __repr__(self) -> str:
+        """One line a metric."""
+        table = self._table()
+        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+        return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in table)
+
+    def _repr_html_(self) -> str:
+        """The same in a notebook."""
+        lines = ["".join(f"<td>{html.escape(cell)}</td>" for cell in line) for line in self._table()]
+        return f"<table>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>"
+
+    def tree_flatten_with_keys(self) -> tuple[Any, tuple[str, ...]]:
+        """The scores, in order, for JAX."""
+        return [(jax.tree_util.DictKey(name), score) for name, score in self.items()], tuple(self)
+
+    @classmethod
+    def tree_unflatten(cls, names: tuple[str, ...], scores: Any) -> "Scores":
+        """What JAX made of the scores."""
+        return cls(zip(names, scores, strict=True))
 
 
 @jax.tree_util.register_dataclass

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from superpos.metrics.base import Metric
+from superpos.results import did_you_mean
 
 _REGISTERED: dict[str, Metric] = {}
 
@@ -37,7 +38,8 @@ def resolve(metrics: Sequence[str | Metric] | str | Metric) -> tuple[Metric, ...
     for metric in metrics:
         if isinstance(metric, str):
             if metric not in _REGISTERED:
-                raise ValueError(f"metrics takes names out of {', '.join(_REGISTERED)}, got {metric!r}.")
+                hint = did_you_mean(metric, _REGISTERED)
+                raise ValueError(f"metrics takes names out of {', '.join(_REGISTERED)}, got {metric!r}{hint}.")
             metric = _REGISTERED[metric]
         if not isinstance(metric, Metric):
             raise ValueError(f"metrics takes names or configured metrics, got {metric!r}.")

@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from superpos import arrangements
 from superpos.linalg import safe_norm
+from superpos.results import did_you_mean
 from superpos.sae.kernels import linear, mean_square, sparse_linear
 from superpos.sae.options import STATIC, Encoder, Inputs, Params, WarmUp, check
 from superpos.sae.revival import Revival
@@ -273,7 +274,8 @@ def build(name: str, n_inputs: int, n_latents: int, sparsity: Any, *, most: Any 
     1
     """
     if name not in ARCHITECTURES:
-        raise ValueError(f"No architecture is called {name!r}; there are {', '.join(ARCHITECTURES)}.")
+        near = did_you_mean(name, ARCHITECTURES)
+        raise ValueError(f"No architecture is called {name!r}{near}; there are {', '.join(ARCHITECTURES)}.")
     kind: Any = ARCHITECTURES[name]
     if "most" in kind.__dataclass_fields__:
         options.setdefault("most", most)
