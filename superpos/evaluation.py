@@ -9,12 +9,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
 from superpos import arrangements, moments, transport
-from superpos.checks import as_array, positive_integer
+from superpos.checks import as_array, is_concrete, positive_integer
 from superpos.linalg import matmul
 from superpos.metrics import FeatureRecovery, MeanCorrelation, Score, Uniqueness
 from superpos.moments import Moments
@@ -68,6 +69,16 @@ class Report(NamedTuple):
     shrinkage: Float[Array, ""]
     effective: Float[Array, ""]
     recovery: dict[str, Score]
+
+    def __repr__(self) -> str:
+        """A number a line; of what is known of each latent, the range."""
+        numbers = {name: getattr(self, name) for name in ("fvu", "l0", "dead", "shrinkage", "effective")}
+        numbers |= {name: score.mean for name, score in self.recovery.items()}
+        if not is_concrete(*numbers.values(), self.density) or np.ndim(self.fvu):
+            return f"Report of {self.fvu if np.ndim(self.fvu) == 0 else np.shape(self.fvu)}"
+        low, high = np.min(self.density), np.max(self.density)
+        lines = [f"{name:18}{float(number):.3f}" for name, number in numbers.items()]
+        return "\n".join([*lines, f"{'density':18}{low:.3f} to {high:.3f} of {len(self.density)} latents"])
 
 
 def evaluate(

@@ -51,3 +51,12 @@ def test_traced_and_batched_scores_show_what_they_are():
     shown = []
     jax.eval_shape(lambda mean: shown.append(repr(Score(mean, mean[None], None, {}))) or mean, jnp.zeros(()))
     assert "JitTracer" in shown[0] or "Traced" in shown[0]
+
+
+def test_a_report_is_a_number_a_line():
+    numbers = dict.fromkeys(("fvu", "l0", "dead", "shrinkage", "effective"), jnp.asarray(0.25))
+    report = sp.evaluation.Report(**numbers, density=jnp.asarray([0.0, 0.5]), recovery={})
+    assert [line.split()[0] for line in repr(report).splitlines()] == [*numbers, "density"]
+    assert repr(report).endswith("0.000 to 0.500 of 2 latents")
+    several = report._replace(fvu=jnp.zeros(3))
+    assert repr(several) == "Report of (3,)"
