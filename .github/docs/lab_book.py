@@ -99,7 +99,8 @@ def stamp(name: str) -> str:
         return f"*`{found['command']}`; numbers {found['transcribed']}.*"
     seconds, environment = sum(found["seconds"].values()), found["environment"]
     took = f"{seconds:.0f} s on {environment['cores']} cores"
-    return f"*`{found['command']}`; {took}, JAX {environment['jax']}, commit {environment['git']}, {environment['date']}.*"
+    when = f"JAX {environment['jax']}, commit {environment['git']}, {environment['date']}"
+    return f"*`{found['command']}`; {took}, {when}{'; ' + found['note'] if found.get('note') else ''}.*"
 
 
 def _number(value: float | None, digits: int) -> str:
@@ -138,11 +139,11 @@ def documents() -> dict[Path, str]:
     return {ROOT / "experiments" / "README.md": HEAD + contents + "\n\n" + "\n".join(map(render, pages)), readme: front}
 
 
-def keep(run: Path, name: str, command: str) -> None:
+def keep(run: Path, name: str, command: str, note: str) -> None:
     """Takes the results, settings and figure of a finished run into the book."""
     found = json.loads((run / "results.json").read_text())
     config = json.loads((run / "config.json").read_text())["config"]
-    content = {**found, "config": config, "command": command or f"superpos {found['experiment']}"}
+    content = {**found, "config": config, "command": command or f"superpos {found['experiment']}", "note": note}
     (BOOK / "results" / f"{name}.json").write_text(json.dumps(content) + "\n")
     shutil.copy(run / "figure.png", ROOT / ".github" / f"{name}.png")
 
@@ -153,9 +154,10 @@ def main() -> None:
     parser.add_argument("--check", action="store_true", help="fail where a file is not up to date")
     parser.add_argument("--keep", nargs=2, metavar=("RUN", "NAME"), help="a run's folder, and its name in the book")
     parser.add_argument("--command", default="", help="that made the run to keep, if it had settings")
+    parser.add_argument("--note", default="", help="what is to be known of the run to keep")
     arguments = parser.parse_args()
     if arguments.keep:
-        keep(Path(arguments.keep[0]), arguments.keep[1], arguments.command)
+        keep(Path(arguments.keep[0]), arguments.keep[1], arguments.command, arguments.note)
     stale = [path for path, text in documents().items() if not path.exists() or path.read_text() != text]
     if arguments.check and stale:
         sys.exit(f"not up to date: {', '.join(str(path.relative_to(ROOT)) for path in stale)}; python .github/docs/lab_book.py")
