@@ -4,6 +4,7 @@ Values are checked where arrays are concrete; under a transformation only shapes
 """
 
 import math
+import os
 import warnings
 from typing import Any
 
@@ -24,10 +25,12 @@ def as_array(value: Any, name: str = "array") -> Any:
         name: of the argument, for errors.
 
     Raises:
-        ValueError: masked entries, sparse matrices, and rows of different lengths.
+        ValueError: masked entries, sparse matrices, rows of different lengths, and paths in place of a side.
     """
     if isinstance(value, jax.core.Tracer):
         return value
+    if isinstance(value, str | os.PathLike) and name in SIDES:
+        raise ValueError(f"{name} must be an array, got the path {os.fspath(value)!r}: load it; sp.align_stream reads files.")
     if np.ma.is_masked(value):
         raise ValueError(f"{name} must not have masked entries, got {np.ma.count_masked(value)}: leave what they are in out.")
     if hasattr(value, "tocsr"):

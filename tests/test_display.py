@@ -60,3 +60,13 @@ def test_a_report_is_a_number_a_line():
     assert repr(report).endswith("0.000 to 0.500 of 2 latents")
     several = report._replace(fvu=jnp.zeros(3))
     assert repr(several) == "Report of (3,)"
+
+
+def test_a_slip_and_a_path_are_told_what_to_take_instead():
+    x = np.ones((4, 2))
+    with pytest.raises(ValueError, match=r"no metric is called 'ridg' \(near it: ridge\): metrics takes names out of"):
+        sp.align(x, x, "ridg")
+    with pytest.raises(
+        ValueError, match=r"source must be an array, got the path 'a.npy': load it; sp.align_stream reads files"
+    ):
+        sp.align("a.npy", x)

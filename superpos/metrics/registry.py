@@ -39,7 +39,7 @@ def resolve(metrics: Sequence[str | Metric] | str | Metric) -> tuple[Metric, ...
         if isinstance(metric, str):
             if metric not in _REGISTERED:
                 hint = did_you_mean(metric, _REGISTERED)
-                raise ValueError(f"metrics takes names out of {', '.join(_REGISTERED)}, got {metric!r}{hint}.")
+                raise ValueError(f"no metric is called {metric!r}{hint}: metrics takes names out of {', '.join(_REGISTERED)}.")
             metric = _REGISTERED[metric]
         if not isinstance(metric, Metric):
             raise ValueError(f"metrics takes names or configured metrics, got {metric!r}.")
