@@ -40,7 +40,7 @@ What is measured:
 
 What it is made of: `alignment`, `streaming`, `training` and `sweeps` (where the functions above live), `folds`, `checks` (of
 what callers pass), `transport` (exact matching), `linalg`, and for programs `storage` (files), `results` (a run's
-folder) and `plotting`.
+folder), `plotting` and `__main__` (the command `superpos`).
 """
 
 from superpos import (
