@@ -145,6 +145,17 @@ def test_what_cannot_be_predicted(pair, change, message):
         theory.predict(*change(a, b, SIGMA), "cka")
 
 
+def test_many_pairs_are_predicted_as_one_by_one(pair):
+    a, b, *_ = pair
+    many = theory.predict_pairs(jnp.stack([a, b, a]), jnp.stack([b, a, a]), SIGMA, theory.PREDICTED, block=2)
+    for i, sides in enumerate(((a, b), (b, a), (a, a))):
+        one = scores(theory.population(*sides, SIGMA))
+        for name in theory.PREDICTED:
+            np.testing.assert_allclose(many[name][i], one[name], atol=2e-5, err_msg=name)
+    with pytest.raises(ValueError, match=r"as many pairs each, got \(2, 12, 5\) and \(1, 12, 5\)"):
+        theory.predict_pairs(jnp.stack([a, b]), b[None], SIGMA)
+
+
 def test_edges_of_formulas():
     assert theory.random_permutation_match(1, 64) == 0
     np.testing.assert_array_equal(np.isnan(theory.phase_transition(jnp.array([-0.5, 0.5, 1.5]))), [True, False, True])

@@ -1,7 +1,7 @@
 """Metrics that compare the geometry of two representations: the distances or the subspaces of their samples.
 
-Invariant to rotations of either side, so that superposition does not deflate them where a rotation is all that it does; but
-they weigh directions by variance, and mixing features changes which directions carry it.
+Invariant to rotations of either side, but not to superposition: with fewer units than features each side keeps other directions
+of the space of features, and that deflates all of them, cka as n / d (`superpos.theory.laws`).
 """
 
 import dataclasses

@@ -1,6 +1,7 @@
 """Metrics that match units to units: invariant to permuting units and to scaling them by positive factors.
 
-Superposition deflates them: a unit that mixes features matches no unit that mixes them otherwise.
+Superposition deflates them most: a unit that mixes features matches no unit that mixes them otherwise, and even as many units
+as features do not help. Other metrics are deflated too, each by its own law (`superpos.theory.laws`).
 """
 
 import dataclasses

@@ -1,6 +1,7 @@
 """Metrics that regress target units on source units: invariant to invertible linear maps of the source, up to shrinkage.
 
-Superposition deflates them less than matching: a linear map can undo part of a mixture, but not what rectification cut off.
+Superposition deflates them, less than matching: a linear map undoes a mixture as far as the source's units span what the target
+mixes, about √(n / d) of features d in units n (`sp.theory.random_ols`), and not what rectification cut off.
 
 All of them score a fold by the mean over live target units of the Pearson correlation r between prediction and held-out
 response; `details["r2"]`, `(folds, n_target)`, holds 1 - error / variance on the held-out part. `sp.reliability.disattenuate`
