@@ -32,11 +32,11 @@ from superpos.theory.weights import Arrangement, covariances
 def feature_cumulants(probability: Any) -> Array:
     """κ of a feature that is active with a probability and then uniform on (0, 1): `sp.features.SparseFeatures`; any shape.
 
-    From E z^k = p / (k + 1). Positive below a probability of .49, and negative above: there cumulants see it with the other
+    From E z^k = p / (k + 1). Positive below a probability of .41, and negative above: there cumulants see it with the other
     sign.
 
     >>> print(feature_cumulants(jnp.array([0.05, 0.6])).round(5))
-    [ 0.00782 -0.0041 ]
+    [ 0.00804 -0.0126 ]
     """
     p = jnp.asarray(probability, jnp.result_type(float))
     m1, m2, m3, m4 = (p / (k + 1) for k in (1, 2, 3, 4))
