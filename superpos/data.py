@@ -248,6 +248,9 @@ def _told(path: Path) -> tuple[dict[str, Any], dict[str, Any]] | None:
     arrays = told.get("arrays")
     listed = [array for array in arrays.values() if isinstance(array, dict)] if isinstance(arrays, dict) else []
     own = [array for array in listed if array.get("file") == path.name]
+    sealed = {name: value for name, value in told.items() if name != "seal"}
+    if ("seal" in told or (own and "sha256" in own[0])) and told.get("seal") != storage.seal(sealed):
+        raise ValueError(f"{file} was changed after it was written: extract anew, in another folder.")
     return (told, own[0]) if own else None
 
 

@@ -34,6 +34,6 @@ def test_nan_that_is_an_answer_is_no_error_under_debug_nans():
     x, y = RNG.normal(size=(2, 12, 2))
     y[:, 0] = 1.0  # masked: its score is NaN
     with jax.debug_nans(True):
-        units = sp.align(x, y, ("semi_match", "ridge"), folds=2)["semi_match"].units
+        units = sp.align(x, y, "semi_match", folds=2)["semi_match"].units
     assert np.isnan(units[:, 0]).all()
     assert np.isfinite(units[:, 1]).all()

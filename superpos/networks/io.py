@@ -134,6 +134,8 @@ def extract(
     parts = {layer: file.with_name(f"{file.name}.part") for layer, file in files.items()}
     placed = [parts[layer] if parts[layer].exists() else file for layer, file in files.items()]
     done = _done(counter, len(stimuli)) if all(file.exists() for file in placed) else 0
+    if done < len(stimuli) and placed != list(parts.values()):  # of an earlier version, which wrote into the files themselves
+        done = 0
     if done == 0:
         for grid, positions in sampled.items():
             storage.replace(run.path / _positions_file(grid), functools.partial(_save, positions))
@@ -164,7 +166,7 @@ def extract(
     storage.sync(run.path)
     versions = {**environment(), **_versions("torch", "torchvision", "timm", "pillow")}
     told = {**described, "arrays": arrays, "images": stimuli.names, "image_sha256": hashes, "environment": versions}
-    write_json(finished, told)  # last: it says that all is there
+    write_json(finished, {**told, "seal": storage.seal(told)})  # last: it says that all is there
     run.release()
     return {layer: data.load(str(file)) for layer, file in files.items()}
 
