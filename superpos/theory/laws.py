@@ -294,6 +294,8 @@ def random_cumulant_cka(n_units: Any, dimension: Any, *, overlap: Any = 1.0, fam
     for Gaussian and tight arrangements; that of the ratio is taken to be their ratio, 6 % too low for 2 units. Unit norm: the
     variance of u and b is n / d of that, to leading order.
 
+    For 40 features of unit norm in 20 and 10 units it is .88 and .64; samples of `superpos.worlds` gave .87 and .65.
+
     >>> [round(float(random_cumulant_cka(n, 40)), 2) for n in (40, 20, 10)]
     [1.0, 0.82, 0.52]
     """
