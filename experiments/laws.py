@@ -169,7 +169,9 @@ def draw(results: dict[str, Any], run: Run) -> None:
             axis.errorbar(x, y, np.multiply(2, bars), fmt="os^"[i], markersize=3, linewidth=0.7, alpha=0.7, label=label)
         axis.axhspan(-3, 3, color="#dddddd", zorder=0)
         axis.set(xscale="log", ylim=(-8, 8), title=metric, xlabel="units a feature", ylabel="law - simulation, %")
-        axis.set_xscale("log", base=2)
+        ticks = sorted({row["n_units"] / row["n_features"] for row in rows})
+        axis.set_xticks(ticks, [f"1/{1 / tick:.0f}" for tick in ticks])
+        axis.set_xticks([], minor=True)
     features = sorted({row["n_features"] for row in results["rows"]})
     caption = f"{features[0]} to {features[-1]} features; bars: two standard errors of the simulation; grey: within 3 %"
     plotting.finish(figure, caption, path=run.figure)
