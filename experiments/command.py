@@ -265,7 +265,7 @@ def _print(results: dict[str, Any], run: Run) -> None:
             print(tabulate([_readable(row) for row in rows], headers="keys", floatfmt=".3f"))
     spent = ", ".join(f"{stage} {value:.0f} s" for stage, value in results["seconds"].items())
     print(f"\n{spent}; results in {run.path}/, figure in {run.figure}")
-    if results.get("answer"):
+    if "answer" in results:
         print(f"\n{results['answer']}")
 
 

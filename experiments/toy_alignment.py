@@ -11,6 +11,7 @@ network.
 Protocol: Longon, Klindt & Khosla, arXiv 2510.03186, toy models, as in their published code.
 """
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -73,7 +74,26 @@ def compute(config: ConfigDict, run: Run) -> dict[str, Any]:
         recovery=toys.recovery_rows(config, names, found.states),
         largest_duality_gap=float(found.scores["gap"].max()),
         n_scored=toys.n_batches(config) * config.eval.batch_size,
+        answer=answer(rows),
     )
+
+
+def answer(rows: Sequence[dict[str, Any]]) -> str:
+    """A sentence a width: latents beside neurons and the best control, by the first metric; empty where one is not compared."""
+    sentences, metric = [], rows[0]["metric"]
+    for n_hidden in plotting.column(rows, "n_hidden"):
+        means = {row["comparison"]: row["mean"] for row in plotting.where(rows, n_hidden=n_hidden, metric=metric)}
+        asked, known = [means.pop(f"{name}->{name}", None) for name in ("sae", "neuron")], ("oracle", "supervised")
+        controls = [name for name in means if len(set(ends(name))) == 1 and ends(name)[0] not in known]
+        if None in asked or not controls:
+            continue
+        best = max(controls, key=means.__getitem__)
+        latents, neurons = (f"{mean:.2f}" for mean in asked)
+        sentences.append(
+            f"With {n_hidden} hidden units latents have {latents} ({metric}), neurons {neurons}, "
+            f"and the best control, {best}, {means[best]:.2f} (means over {rows[0]['n_seeds']} seeds)."
+        )
+    return "\n".join(sentences)
 
 
 def draw(results: dict[str, Any], run: Run) -> None:

@@ -98,3 +98,13 @@ def test_the_format_of_the_figure_is_no_part_of_a_run(tmp_path):
     assert Run(tmp_path, "toy", {}, figure_format="pdf").figure == tmp_path / "figure.pdf"
     with pytest.raises(ValueError, match=r"config.format must be png, pdf, svg, got 'jpg'"):
         Run(tmp_path, "toy", {}, figure_format="jpg")
+
+
+def test_the_study_ends_with_what_it_says():
+    means = {"neuron->neuron": 0.3, "sae->sae": 0.5, "ica->ica": 0.4, "random_sae->random_sae": 0.1, "oracle->oracle": 0.9}
+    means["sae->neuron"] = 0.8
+    rows = [{"n_hidden": 8, "metric": "ridge", "comparison": name, "mean": mean, "n_seeds": 4} for name, mean in means.items()]
+    latents, rival = toy_alignment.answer(rows).split(", and ")
+    assert latents == "With 8 hidden units latents have 0.50 (ridge), neurons 0.30"
+    assert rival == "the best control, ica->ica, 0.40 (means over 4 seeds)."
+    assert toy_alignment.answer(rows[:1]) == ""
