@@ -41,6 +41,7 @@ def get_config() -> ConfigDict:
     config.seed = 0  # of all keys
     config.n_seeds = 3  # SAEs of each side
     config.n_folds = 5
+    config.n_blocks = 10  # parts of a fold, left out in turn for intervals over samples
     config.chunk = 1  # fits, and comparisons, in flight at once
     config.metrics = sp.alignment.DEFAULT
     config.comparisons = COMPARISONS  # of views, by their names in sp.views.VIEWS
@@ -84,7 +85,7 @@ def plan(config: ConfigDict) -> Plan:
             folds=config.n_folds,
             split=config.train_fraction,
             n_seeds=config.n_seeds,
-            n_blocks=None,
+            n_blocks=config.n_blocks,
             key=jax.random.key(config.seed),
         )
 
@@ -95,8 +96,10 @@ def compute(config: ConfigDict, run: Run) -> dict[str, Any]:
     run.claim()
     compared = planned.run(run.path / "comparison", chunk=config.chunk or None)
     compared.refuse_missing()
-    rows = command.renamed(compared.summary("seeds"))
-    return run.finish(rows, compared.seconds, views=compared.describe(), n_scored=compared.n_scored)
+    tables = {"differences": compared.differences(), "views": compared.describe()}
+    tables = {name: command.renamed(table) for name, table in tables.items()}
+    said = {"doubts": command.doubts(compared), "answer": compared.answer()}
+    return run.finish(command.renamed(compared.summary()), compared.seconds, **tables, **said, n_scored=compared.n_scored)
 
 
 def draw(results: dict[str, Any], run: Run) -> None:

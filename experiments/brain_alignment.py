@@ -8,9 +8,10 @@ which cannot undo superposition. `few_sae` and `few_random_sae` have only as man
 most over the images that fit views. sae->sae has an SAE of the sites on the other side; its control is random_sae->random_sae.
 Latents and components of several positions are averaged over an image before they predict its sites.
 
-`ci95` is over images and `ci95_units` over sites, both for the views at hand. `corrected` is the mean over sites of r divided
-by √reliability, without sites of low reliability (`n_excluded`), where every stimulus has repeats. Sites of the simulation mix
-known features: feature->site is what these say, and oracle->site sparse inference that knows how the neurons mix them.
+`ci95` is over images, maps fitted again, and `ci95_units` over sites; `given` names what is held. `corrected` is the mean over
+sites of r divided by √reliability, without sites of low reliability (`n_excluded`), where every stimulus has repeats. Sites of
+the simulation mix known features: feature->site is what these say, and oracle->site sparse inference that knows how the neurons
+mix them.
 """
 
 import time
@@ -169,6 +170,7 @@ def compute(config: ConfigDict, run: Run) -> dict[str, Any]:
     top = None if recording.images is None else {"source": str(recording.image_source), "images": images}
     # Of each site the score by the first metric, mean over folds and SAEs.
     sites = {"metric": metric, "scores": compared.of_units(metric), "reliability": sides[BRAIN].reliability}
+    tables |= {"doubts": command.doubts(compared), "answer": compared.answer(tested)}
     return run.finish(rows, seconds | compared.seconds, **tables, top=top, sites=sites, n_scored=compared.n_scored)
 
 

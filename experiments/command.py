@@ -260,9 +260,13 @@ def _results(run: Run, config: ConfigDict, compute: Callable[[ConfigDict, Run], 
 def _print(results: dict[str, Any], run: Run) -> None:
     """The tables of results, how long they took, where they are, and what they say in a sentence, where there is one."""
     for table, rows in results.items():
-        if isinstance(rows, list):
+        if isinstance(rows, list) and table != "doubts":
             print("" if table == "rows" else f"\n{table.replace('_', ' ')}")
             print(tabulate([_readable(row) for row in rows], headers="keys", floatfmt=".3f"))
+    for row in results.get("doubts", ()):
+        print(f"\ndoubt ({row['check']}): {row['doubt']}")
+    if "answer" in results:
+        print(f"\n{results['answer']}")
     spent = ", ".join(f"{stage} {value:.0f} s" for stage, value in results["seconds"].items())
     print(f"\n{spent}; results in {run.path}/, figure in {run.figure}")
     if "answer" in results:
@@ -291,6 +295,11 @@ def naming(config: ConfigDict, otherwise: str = "", **fields: str) -> Iterator[N
 def renamed(rows: Iterable[Mapping[str, Any]], **names: str) -> list[dict[str, Any]]:
     """Rows with columns under other names, without what intervals are `over`: a table has one of them."""
     return [{names.get(name, name): value for name, value in row.items() if name != "over"} for row in rows]
+
+
+def doubts(compared: Any) -> list[dict[str, str]]:
+    """The doubts of a comparison as rows, which are printed as lines below the tables."""
+    return [doubt._asdict() for doubt in compared.doubts]
 
 
 def check(config: ConfigDict) -> None:
@@ -324,9 +333,25 @@ def _fields(config: ConfigDict) -> Iterator[tuple[str, Any]]:
 
 
 def _readable(row: dict[str, Any]) -> dict[str, Any]:
+    """A row as it is printed: intervals from end to end, and of p-values those that are corrected for their number."""
+    shown = {name: value for name, value in row.items() if name != "p" or "p_corrected" not in row}
     return {
-        name: " to ".join(f"{end:.3f}" for end in value) if isinstance(value, list) else value for name, value in row.items()
+        name: _p_value(value)
+        if name in ("p", "p_corrected")
+        else " to ".join(f"{end:.3f}" for end in value)
+        if isinstance(value, list)
+        else value
+        for name, value in shown.items()
     }
+
+
+def _p_value(p: float | None) -> str | None:
+    """As papers print it: never 0.
+
+    >>> _p_value(1e-9), _p_value(0.0314)
+    ('< .001', '.031')
+    """
+    return None if p is None else "< .001" if p < 0.001 else f"{p:.3f}".removeprefix("0")
 
 
 def _fail(error: object, status: int = 2) -> NoReturn:

@@ -8,7 +8,7 @@ which know the data, but nothing of sparsity; independent components (ica->ica),
 The curves vary one setting of the SAEs at a time. There are at most two signed components a unit.
 
 Intervals are over seeds of the networks where these are trained here; with files there are two networks, and intervals are
-over images, for the maps and SAEs at hand.
+over images, for the SAEs at hand, maps fitted again.
 """
 
 import functools
@@ -172,6 +172,7 @@ def compute(config: ConfigDict, run: Run) -> dict[str, Any]:
         described += [{**at, **row} for row in other.describe() if row["view"] != "neuron"]
     seconds = {"activations": made_at - started, "views and scores": time.perf_counter() - made_at}
     tables = {"differences": differences, "views": described, "curves": curves, "networks": networks}
+    tables |= {"doubts": command.doubts(compared), "answer": compared.answer(DIFFERENCES)}
     return run.finish(rows, seconds, **{name: table for name, table in tables.items() if table})
 
 
@@ -189,7 +190,11 @@ def draw(results: dict[str, Any], run: Run) -> None:
         for axis, metric in zip(line, metrics, strict=True):
             plotting.over_setting(axis, plotting.where(points, metric=metric), "value")
             axis.set(xlabel=f"{setting} of the SAEs, {layer}", ylabel="held-out score")
-    over = "images, for the networks and views at hand" if run.config["source"] else f"{rows[0]['n_seeds']} networks"
+    over = (
+        "images, for the networks and views at hand, maps fitted again"
+        if run.config["source"]
+        else f"{rows[0]['n_seeds']} networks"
+    )
     plotting.finish(figure, f"Bars: 95 % confidence interval over {over}", path=run.figure)
 
 

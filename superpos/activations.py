@@ -156,6 +156,7 @@ def divide(
     groups: ArrayLike | None = None,
     pool: str | None = None,
     pairs: Sequence[tuple[str, str]] = (),
+    gap: int | None = None,
     key: Key[Array, ""] | None = None,
 ) -> Divided:
     """Reads all sides, pairs them, and divides their images. The one place where this is done.
@@ -165,10 +166,13 @@ def divide(
         fitted: the sides on which views are fitted.
         split: share of the groups that fit views, where one of `fitted` has no samples of its own to train on; they are scored
             on no side.
-        folds: number of folds, or the fold of each row, -1 for one that is not scored: an array, or its path.
+        folds: number of folds, or the fold of each row, -1 for one that is not scored: an array, or its path; or "blocks": five
+            that are runs of images, see `superpos.folds.contiguous`.
         groups: `(rows,)` integers: rows of one group are neither divided between fitting and scoring nor between folds.
         pool: what is done to positions, a name out of `POOLS`; None: each position is a sample.
         pairs: of sides that are compared, and so must have the same positions where these are not pooled.
+        gap: images (or groups) that are left out between folds, and between them and those that fit views: all of these are
+            then runs of images in their order. None: they are shuffled, but for folds="blocks", where it is 0.
         key: of the split, the folds and the order of the training samples; by default `jax.random.key(0)`.
 
     Raises:
@@ -189,6 +193,10 @@ def divide(
     named_groups = _groups(sources, rows, groups, n_rows)
     own = {name: _own(name, side, sources[name]) for name, side in sides.items()}
 
+    if isinstance(folds, str) and folds == folds_lib.BLOCKS:
+        folds, gap = 5, gap or 0
+    if gap is not None and not isinstance(folds, int | np.integer):
+        raise ValueError('gap must be left out where folds are given: it is for a number of folds, or folds="blocks".')
     if isinstance(folds, str | os.PathLike):
         folds = np.asarray(data.load(os.fspath(folds)))
     if folds is None:
@@ -200,6 +208,8 @@ def divide(
     scored, training = np.arange(n_rows), np.arange(0)
     if any(own[name] is None for name in fitted):
         training, scored = folds_lib.split(named_groups, split, split_key)
+        if gap is not None:  # the first images are scored, the last fit views
+            training, scored = np.arange(len(scored) + gap, n_rows), np.arange(len(scored))
     if given is not None:
         scored = scored[given[scored] >= 0]
         if not len(scored):
@@ -208,7 +218,11 @@ def divide(
 
     ids, n_folds = folds_lib.assign_folds(
         len(scored),
-        folds if given is None else given[scored],
+        folds_lib.contiguous(len(scored), int(folds), gap, named_groups[scored])
+        if gap is not None
+        else folds
+        if given is None
+        else given[scored],
         None if given is None else int(given.max()) + 1,
         key=fold_key,
         groups=named_groups[scored],

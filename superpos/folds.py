@@ -10,15 +10,71 @@ from jaxtyping import Array, Int, Key
 
 from superpos.checks import as_array, is_concrete
 
+BLOCKS = "blocks"  # folds that are runs of samples
+
+
+def contiguous(n_samples: int, n_folds: int = 5, gap: int = 0, groups: Any = None) -> Int[np.ndarray, " samples"]:
+    """Folds that are runs of samples in the order in which they were recorded, for samples that resemble their neighbours.
+
+    Shuffled folds put the neighbours of a held-out sample, such as frames of one video, into its training part, where they give
+    it away. Source: Burman, Chow & Nolan 1994, "A cross-validatory method for dependent data".
+
+    Args:
+        n_samples: static.
+        n_folds: at least 2.
+        gap: samples (or groups) that are left out between two folds: at least as many as resemble each other.
+        groups: `(n_samples,)` integers, which no fold divides: runs of them.
+
+    Returns:
+        The fold of each sample, -1 where it is left out: what `folds` of `sp.align` and others takes.
+
+    Raises:
+        ValueError: a gap that leaves an empty fold, fewer than 2 folds, or groups that are not runs.
+
+    >>> contiguous(10, 2, gap=2).tolist()
+    [0, 0, 0, 0, -1, -1, 1, 1, 1, 1]
+    """
+    groups = np.arange(n_samples) if groups is None else np.cumsum(np.diff(groups, prepend=groups[0]) != 0)
+    n = int(groups[-1]) + 1
+    size = (n - gap * (n_folds - 1)) / n_folds
+    if n_folds < 2 or gap < 0 or size < 1:
+        raise ValueError(
+            f"gap must leave samples in each of at least 2 folds, got {gap} between {n_folds} folds of {n} samples."
+        )
+    starts = np.round(np.arange(n_folds) * (size + gap)).astype(int)
+    stops = np.round(np.arange(n_folds) * (size + gap) + size).astype(int)
+    ids = np.full(n, -1)
+    for fold, (start, stop) in enumerate(zip(starts, stops, strict=True)):
+        ids[start:stop] = fold
+    return ids[groups]
+
+
+def runs(ids: Int[np.ndarray, " samples"], n_runs: int) -> Int[np.ndarray, " samples"]:
+    """Each fold's samples as so many runs of equal length, numbered: groups for intervals over samples that are dependent.
+
+    >>> runs(np.array([0, 0, 0, 0, -1, 1, 1, 1, 1]), 2).tolist()
+    [0, 0, 1, 1, -1, 2, 2, 3, 3]
+    """
+    ids = np.asarray(ids)
+    numbered = np.full(len(ids), -1)
+    for fold in np.unique(ids[ids >= 0]):
+        inside = np.flatnonzero(ids == fold)
+        numbered[inside] = fold * n_runs + np.arange(len(inside)) * n_runs // len(inside)
+    return numbered
+
 
 def assign_folds(
     n_samples: int,
-    folds: int | ArrayLike | None = 5,
+    folds: int | ArrayLike | str | None = 5,
     n_folds: int | None = None,
     key: Key[Array, ""] | None = None,
     groups: Any = None,
 ) -> tuple[Int[Array, " samples"], int]:
     """The fold of each sample, `(n_samples,)`, and the number of folds: see `sp.align` for the arguments and errors."""
+    if isinstance(folds, str):
+        if folds != BLOCKS:
+            raise ValueError(f'folds must be an int, None, "{BLOCKS}" or integers ({n_samples},), got {folds!r}.')
+        folds = contiguous(n_samples, 5 if n_folds is None else n_folds, groups=groups)
     groups = None if groups is None else as_array(groups)
     if groups is not None and (groups.shape != (n_samples,) or not jnp.issubdtype(groups.dtype, jnp.integer)):
         raise ValueError(f"groups must be integers of shape ({n_samples},), got {groups.dtype} {groups.shape}.")

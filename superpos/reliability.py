@@ -6,7 +6,7 @@ Repeated responses are `(n_stimuli, n_repeats, n_units)` everywhere, or an xarra
 import functools
 import warnings
 import zlib
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -105,6 +105,32 @@ def _split_half(responses: Array, key: Array, n_splits: int) -> tuple[Array, Arr
     r = jnp.sum(jnp.where(varies, r, 0), axis=0) / defined  # 0 / 0 is NaN: a constant unit
     # Noise goes down as one over the number of repeats, and its variances add up over stimuli.
     return spearman_brown(r, jnp.mean(1 / half, axis=0) / jnp.mean(1 / repeats, axis=0)), defined
+
+
+class Ceiling(NamedTuple):
+    """The most that a perfect model can be expected to reach for each unit, in the two ways in which scores are told.
+
+    Attributes:
+        r: `(units,)`, of a correlation with the mean response: √reliability.
+        share: `(units,)`, of the share of its variance (r²): the reliability itself.
+    """
+
+    r: Float[Array, " units"]
+    share: Float[Array, " units"]
+
+
+def ceiling(reliability: ArrayLike) -> Ceiling:
+    """What noise leaves of a perfect score, as r and as a share of variance: never compare a score with the other one.
+
+    Args:
+        reliability: `(units,)`, from `split_half`, or a recording's `noise_ceiling`, which is that share; what is below 0
+            counts as 0.
+
+    >>> ceiling([0.25])
+    Ceiling(r=Array([0.5], dtype=float32), share=Array([0.25], dtype=float32))
+    """
+    share = jnp.maximum(jnp.asarray(reliability), 0)
+    return Ceiling(jnp.sqrt(share), share)
 
 
 def disattenuate(score: Score, reliability: ArrayLike, minimum: float = 0.1) -> Score:

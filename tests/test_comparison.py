@@ -96,7 +96,7 @@ def test_differences_are_paired(compared):
         (row,) = found.differences([("sae->neuron", "neuron->neuron")], over)
         assert row["mean"] == pytest.approx(rows["sae->neuron"] - rows["neuron->neuron"], abs=1e-5)
         assert row["ci95"][0] < row["mean"] < row["ci95"][1]
-    assert 0 <= found.differences()[0]["p_value"] <= 1
+    assert 0 <= found.differences()[0]["p"] <= 1
     with pytest.raises(ValueError, match=r"got 'sae->neurons' \(near it: sae->neuron"):
         found.differences([("sae->neurons", "neuron->neuron")])
 

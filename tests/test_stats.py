@@ -108,9 +108,9 @@ def test_paired_differences_are_tighter_than_two_intervals(pair):
     alone = [sp.stats.over_samples(j) for j in (a, b)]
     np.testing.assert_allclose(difference["mean"], alone[0]["mean"] - alone[1]["mean"], atol=1e-6)
     assert difference["standard_error"] < np.hypot(*(summary["standard_error"] for summary in alone))
-    assert difference["p_value"] < 0.01
+    assert difference["p"] < 0.01
     same = sp.stats.paired(a, a)
-    assert (same["mean"], same["p_value"]) == (0, 1)
+    assert (same["mean"], same["p"]) == (0, 1)
 
 
 def test_chance_is_where_unrelated_sides_are(pair):
@@ -199,7 +199,7 @@ def test_what_is_not_defined_is_not_significant(pair):
     assert np.isnan(result.score)
     assert np.isnan(result.p_value)
     alone = sp.stats.jackknife(x[:, :1], y, metrics="rsa", folds=np.arange(200) % 2, n_blocks=2)["rsa"]
-    assert np.isnan(sp.stats.paired(alone, alone)["p_value"])
+    assert np.isnan(sp.stats.paired(alone, alone)["p"])
     assert sp.stats.over_samples(alone)["ci95"] is None
 
 
@@ -215,3 +215,116 @@ def test_chance_keeps_the_units_that_are_live():
         assert np.isfinite(result["feature_recovery"].null).all()
         p_values.append(float(result["feature_recovery"].p_value))
     assert np.mean(np.array(p_values) <= 0.1) <= 0.4  # binomial: 0.1 expected of a uniform p-value
+
+
+def test_a_map_of_other_samples_needs_no_factorisation_of_its_own():
+    """Conjugate gradients from the first fit come to what fitting anew comes to, alpha being the same."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(200, 8)).astype(np.float32)
+    y = (x @ rng.normal(size=(8, 3)) + rng.normal(size=(200, 3))).astype(np.float32)
+    ids = np.arange(200) % 4
+    metric = sp.metrics.Ridge(alphas=(0.01,), selection="gcv", weights=True)
+    empty = sp.moments.init(8, 3, 4, metric.reads)
+    whole, rest = (sp.moments.update(empty, x, y, np.where(kept, ids, -1)) for kept in (ids > -1, np.arange(200) > 39))
+    fitted = metric.fit(whole)
+    again, anew = metric.refit(fitted, rest), metric.fit(rest)
+    np.testing.assert_allclose(again.weights, anew.weights, atol=1e-3)  # the penalty is in units of the first variance
+    assert np.abs(fitted.weights - anew.weights).max() > 0.02
+
+
+def test_unrelated_sides_are_found_at_the_level_of_the_test():
+    """Interval and paired test where maps are fitted anew, against the interval for the maps at hand, of 300 worlds."""
+
+    @jax.jit
+    def worlds(keys):
+        def of_world(key):
+            x, z, y = jax.random.normal(key, (3, 100, 4))
+            return [sp.stats.jackknife(side, y, "ols", key=key, n_blocks=4, n_parts=4)["ols"] for side in (x, z)]
+
+        return jax.lax.map(of_world, keys)
+
+    first, second = jax.device_get(worlds(jax.random.split(jax.random.key(0), 300)))
+    drop = lambda tree, i: jax.tree.map(lambda leaf: leaf[i], tree)  # noqa: E731
+    outside = lambda ends: not ends[0] <= 0 <= ends[1]  # noqa: E731
+    scores = [drop(first, i) for i in range(300)]
+    differences = [sp.stats.difference(a, drop(second, i)) for i, a in enumerate(scores)]
+    for jackknifed in (scores, differences):
+        wide = np.mean([outside(sp.stats.over_samples(one)["ci95"]) for one in jackknifed])
+        narrow = np.mean([outside(sp.stats.over_samples_given_maps(one)["ci95_given_maps"]) for one in jackknifed])
+        assert wide <= 0.08
+        assert narrow >= 0.09
+    p = np.array([sp.stats.tested(one)["p"] for one in differences])
+    np.testing.assert_allclose(p < 0.05, [outside(sp.stats.over_samples(one)["ci95"]) for one in differences])
+
+
+def test_corrections_for_many_tests():
+    p = np.random.default_rng(0).uniform(size=20) ** 3
+    holm, share = sp.stats.corrected(p), sp.stats.corrected(p, "benjamini_hochberg")
+    np.testing.assert_allclose(share, stats.false_discovery_control(p))
+    assert (holm >= share).all()
+    assert (np.argsort(holm, kind="stable") == np.argsort(p, kind="stable")).all() or len(np.unique(holm)) < 20
+    np.testing.assert_allclose(holm.min(), min(1, 20 * p.min()))
+    with_nan = sp.stats.corrected([*p, np.nan])
+    np.testing.assert_allclose(with_nan[:-1], holm)  # what is not defined is no test
+    assert np.isnan(with_nan[-1])
+    with pytest.raises(ValueError, match="method must be holm or benjamini_hochberg, got 'bonferroni'"):
+        sp.stats.corrected(p, "bonferroni")
+
+
+def test_the_largest_statistic_holds_the_level_of_a_family_and_is_not_stricter_than_bonferroni_for_copies():
+    rng = np.random.default_rng(0)
+    found = 0
+    for _ in range(300):
+        null = rng.normal(size=(199, 1)) + 0.3 * rng.normal(size=(199, 8))
+        found += sp.stats.max_permutation(rng.normal() + 0.3 * rng.normal(size=8), null).min() <= 0.05
+    assert 0.02 < found / 300 < 0.09
+    copies = np.repeat(rng.normal(size=(199, 1)), 8, axis=1)
+    alone = sp.stats.max_permutation(np.array([2.0]), copies[:, :1])
+    np.testing.assert_array_equal(sp.stats.max_permutation(np.full(8, 2.0), copies), np.repeat(alone, 8))
+
+
+def test_dependent_samples():
+    """Blocks of an autoregression tell the error of its mean: (1 + r) / (1 - r) times the naive variance. Folds are runs."""
+    rng, r, n = np.random.default_rng(0), 0.6, 20_000
+    noise, series = rng.normal(size=n), np.zeros(n)
+    for i in range(1, n):
+        series[i] = r * series[i - 1] + noise[i]
+    naive = series.std() / np.sqrt(n)
+    wanted = naive * np.sqrt((1 + r) / (1 - r))
+    np.testing.assert_allclose(sp.stats.block_bootstrap(series, 100)["standard_error"], wanted, rtol=0.1)
+    np.testing.assert_allclose(sp.stats.block_bootstrap(series, 1)["standard_error"], naive, rtol=0.1)
+    ids = sp.folds.contiguous(103, 5, gap=3)
+    assert (np.diff(ids[ids >= 0]) >= 0).all()
+    assert np.bincount(ids + 1).tolist() == [12, *np.bincount(ids[ids >= 0]).tolist()]
+    assert np.ptp(np.bincount(ids[ids >= 0])) <= 1
+    groups = np.repeat(np.arange(20), 5)
+    grouped = sp.folds.contiguous(100, 4, gap=1, groups=groups)
+    assert all(len(set(grouped[groups == group])) == 1 for group in range(20))
+    assert (sp.assign_folds(100, "blocks")[0] == np.repeat(np.arange(5), 20)).all()
+    for bad in (lambda: sp.folds.contiguous(10, 5, gap=2), lambda: sp.assign_folds(10, "block")):
+        with pytest.raises(ValueError, match=r"gap must leave samples|folds must be an int"):
+            bad()
+
+
+def test_a_shifted_series_is_the_null_of_a_series():
+    """Slow series resemble each other by chance, and shifted ones do so too; shuffled ones do less."""
+    x, y = np.random.default_rng(3).normal(size=(2, 120, 3))
+    for i in range(1, 120):
+        x[i], y[i] = 0.95 * x[i - 1] + x[i], 0.95 * y[i - 1] + y[i]
+    ids = np.arange(120) % 4
+    options = {"metrics": "feature_recovery", "folds": ids, "n_permutations": 39}
+    shuffled = sp.stats.permutation_test(x, y, **options)["feature_recovery"]
+    shifted = sp.stats.permutation_test(x, y, **options, circular=True)["feature_recovery"]
+    assert shifted.null.mean() > shuffled.null.mean() + 3 * shuffled.null.std() / 39**0.5
+    assert shifted.null.std() > 1.3 * shuffled.null.std()
+
+
+def test_seeds_and_samples_add_up_in_the_joint_interval(pair):
+    jackknifed = sp.stats.jackknife(*pair, metrics="semi_match", n_blocks=4)["semi_match"]
+    summary = sp.stats.over_samples(jackknifed)
+    assert sp.stats.joint(summary, [0.1, 0.2]) is None
+    alike = sp.stats.joint(summary, [summary["mean"]] * 3)
+    np.testing.assert_allclose(alike, summary["ci95"], rtol=1e-6)
+    spread = sp.stats.joint({**summary, "standard_error": 0.0}, [0.1, 0.2, 0.4])
+    interval = stats.t.interval(0.95, 2, summary["mean"], stats.sem([0.1, 0.2, 0.4]))
+    np.testing.assert_allclose(spread, interval)

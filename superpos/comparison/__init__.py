@@ -60,9 +60,11 @@ def compare_sides(
     groups: ArrayLike | None = None,
     split: float = 0.5,
     pool: str | None = None,
+    gap: int | None = None,
     weights: str = "uniform",
     n_seeds: int = 1,
     n_blocks: int | None = 10,
+    settings: Mapping[str, Sequence[Any]] | None = None,
     key: Key[Array, ""] | None = None,
     workdir: str | os.PathLike | None = None,
     chunk: int | None = None,
@@ -80,11 +82,13 @@ def compare_sides(
         comparisons: such as "sae->neuron", of the names of views; by default `DEFAULT_COMPARISONS`.
             Or those of each label.
         metrics: as in `sp.align`.
-        folds, groups, split, pool: see `superpos.activations.divide`.
+        folds, groups, split, pool, gap: see `superpos.activations.divide`.
         weights: how target units are averaged, "uniform", "variance" or "density": an unweighted mean gives rare latents the
             same say as common ones.
         n_seeds: fits of each view that is random.
         n_blocks: parts of a fold that are left out in turn, for intervals over samples; None: no such intervals.
+        settings: values of fields of the SAE among the views, such as {"k": (4, 16), "expansion": (1, 4)}: every combination of
+            them is compared too, and `Comparison.curve` shows them all. See `superpos.comparison.settings.spread`.
         key: of everything that is drawn; by default `jax.random.key(0)`.
         workdir, chunk, devices: see `Plan.run`.
 
@@ -101,9 +105,11 @@ def compare_sides(
         groups=groups,
         split=split,
         pool=pool,
+        gap=gap,
         weights=weights,
         n_seeds=n_seeds,
         n_blocks=n_blocks,
+        settings=settings,
         key=key,
     )
     return plan.run(workdir, chunk=chunk, devices=devices)

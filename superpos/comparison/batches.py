@@ -212,21 +212,25 @@ def score(
 
     Returns:
         By metric: `mean` (), `folds` (n_folds,), `units` (n_folds, target) with 0 and `live` false where a unit is masked, and
-        `replicates` (n_folds, n_blocks), the scores without each block, maps fixed. Those that a metric does not have are left
+        `replicates` (n_folds, n_blocks), the scores without each block, maps fixed, and `crossed`, with maps fitted again: see
+        `sp.stats.Jackknife`; `details`, of metrics that have doubts of their own. Those that a metric does not have are left
         out.
     """
-    measure = WEIGHTS[weights]
+    resolved, measure = metrics_lib.resolve(metrics), WEIGHTS[weights]
     given = None if measure is None else measure(y)
     if n_blocks is None and given is None:
         scored: Any = alignment.align(x, y, metrics, folds, n_folds, groups=groups)
     else:
-        scored = stats.jackknife(x, y, metrics, folds, n_folds, key=key, groups=groups, n_blocks=n_blocks or 2, weights=given)
+        blocks: Any = {"n_blocks": n_blocks} if n_blocks else {"n_blocks": 2, "n_parts": None}
+        scored = stats.jackknife(x, y, metrics, folds, n_folds, key=key, groups=groups, weights=given, **blocks)
     scores: dict[str, dict[str, Array]] = {}
     for metric, found in scored.items():
         scores[metric] = {"mean": found.mean, "folds": found.folds}
         if found.units is not None:
             live = ~jnp.isnan(found.units)
             scores[metric] |= {"units": jnp.where(live, found.units, 0), "live": live}
+        if any(of.name == metric and of.has_doubts for of in resolved):
+            scores[metric]["details"] = {k: v for k, v in found.details.items() if k not in ("weights", "intercept")}
         if n_blocks is not None:
-            scores[metric]["replicates"] = found.replicates
+            scores[metric] |= {"replicates": found.replicates, "crossed": found.crossed}
     return scores

@@ -26,6 +26,7 @@ from superpos.activations import POOLS, Side, divide
 from superpos.alignment import Metrics
 from superpos.comparison.batches import WEIGHTS, ends, score
 from superpos.comparison.result import Comparison, Fits, Stack, flat
+from superpos.comparison.settings import spread
 from superpos.results import did_you_mean
 from superpos.sweeps import sweep
 from superpos.views import ICA, PCA, SAE, VIEWS, Neuron, Rows, Top, Untrained, View, fit_all, params_of, shared
@@ -59,9 +60,11 @@ class Plan:
         groups: ArrayLike | None = None,
         split: float = 0.5,
         pool: str | None = None,
+        gap: int | None = None,
         weights: str = "uniform",
         n_seeds: int = 1,
         n_blocks: int | None = 10,
+        settings: Mapping[str, Sequence[Any]] | None = None,
         key: Key[Array, ""] | None = None,
     ):
         self.metrics = metrics_lib.resolve(metrics)
@@ -72,6 +75,11 @@ class Plan:
         }
         asked: Any = DEFAULT_COMPARISONS if comparisons is None else comparisons
         asked = (asked,) if isinstance(asked, str) else asked
+        self.settings: dict[str, dict[str, str]] = {}  # what comparisons are called in each setting but the chosen one
+        if settings:
+            if isinstance(asked, Mapping):
+                raise ValueError("settings are for comparisons that are the same for all labels, got those of each label.")
+            views, asked, self.settings = spread(views, asked, settings)
         if isinstance(asked, Mapping) and set(asked) != set(self.pairs):
             raise ValueError(f"comparisons must have the labels of pairs, {', '.join(self.pairs)}, got {', '.join(asked)}.")
         self.of_label = {label: tuple(asked.get(label, ()) if isinstance(asked, Mapping) else asked) for label in self.pairs}
@@ -83,15 +91,27 @@ class Plan:
             if not unset and (isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least):
                 raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}.")
         self.weights, self.pool, self.n_seeds, self.n_blocks = weights, pool, n_seeds, n_blocks
-        self.sides = dict(sides)
+        self.sides, self.known = dict(sides), views
+        self.blocked = gap is not None or (isinstance(folds, str) and folds == folds_lib.BLOCKS)
         self._check_names(views)
         views_of = {name: _needed({**views, **side.views}, self._read_of(name)) for name, side in self.sides.items()}
         fitted = [name for name, of in views_of.items() if any(view.fits for view in shared(of).values())]
         divide_key, self.fit_key, self.block_key = jax.random.split(jax.random.key(0) if key is None else key, 3)
         listed = [pair for of_label in self.pairs.values() for pair in of_label]
         self.divided = divide(
-            self.sides, fitted=fitted, split=split, folds=folds, groups=groups, pool=pool, pairs=listed, key=divide_key
+            self.sides,
+            fitted=fitted,
+            split=split,
+            folds=folds,
+            groups=groups,
+            pool=pool,
+            pairs=listed,
+            gap=gap,
+            key=divide_key,
         )
+        # Left out in turn for intervals: neighbours together, where they resemble each other.
+        runs = folds_lib.runs(self.divided.folds, n_blocks) if self.blocked and n_blocks else None
+        self.groups = self.divided.groups if runs is None else runs
         self._check_samples()
         self.stacks = self._stack(views_of)
         self.families = [
@@ -154,7 +174,7 @@ class Plan:
     def _check_samples(self) -> None:
         divided = self.divided
         if self.n_blocks is not None:
-            folds_lib.deal(jnp.asarray(divided.folds), divided.n_folds, self.n_blocks, self.block_key, divided.groups)
+            folds_lib.deal(jnp.asarray(divided.folds), divided.n_folds, self.n_blocks, self.block_key, self.groups)
         for name, array in divided.scored.items():
             pooled = np.asarray(self._pooled(array))
             try:
@@ -236,6 +256,10 @@ class Plan:
             draw = Rows(training if len(training) else scored)
             fits = fit_all(family, key, draw)
             described = {name: family[name].describe(params_of(family, fits, name), scored) for name in family}
+            for name, told in described.items():
+                if "explained" in told and len(training):  # what shows whether it knows more of what it has seen
+                    seen = family[name].describe(params_of(family, fits, name), training[: len(scored)])
+                    told["explained_training"] = seen["explained"]
             return {"fits": fits, "described": described}
 
         return train
@@ -281,7 +305,7 @@ class Plan:
         seconds = {"views": fitted - started, "scores": time.perf_counter() - fitted}
         compared = Comparison(self, fits, cells, seconds)
         for doubt in compared.doubts:
-            warnings.warn(doubt, RuntimeWarning, stacklevel=3)
+            warnings.warn(doubt.doubt, RuntimeWarning, stacklevel=3)
         return compared
 
     def _score(self, fits: list[dict[str, Fits]], folder: Path | None, options: dict[str, Any]) -> dict[Any, Any]:
@@ -347,7 +371,7 @@ class Plan:
                 self.metrics,
                 self._of_samples(self.divided.folds, sides[0]),
                 self.divided.n_folds,
-                groups=self._of_samples(self.divided.groups, sides[0]),
+                groups=self._of_samples(self.groups, sides[0]),
                 n_blocks=self.n_blocks,
                 weights=self.weights,
                 key=self.block_key,

@@ -12,10 +12,12 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from superpos import reliability, selectivity, stats
+from superpos.comparison import doubts
 from superpos.comparison.batches import ends
+from superpos.comparison.doubts import Doubt
 from superpos.metrics import Score
 from superpos.results import did_you_mean
-from superpos.views import Neuron, View, params_of
+from superpos.views import SAE, Loaded, Neuron, View, params_of, shared
 
 
 def flat(array: Any) -> Any:
@@ -54,7 +56,7 @@ class Comparison:
         plan: what was asked for.
         fits: what the views learned.
         cells: by label, pair and comparison, by metric: `mean` (seeds,), `folds` (seeds, folds), `units` and `live`
-            (seeds, folds, units), `replicates` (seeds, folds, blocks); see `score`.
+            (seeds, folds, units), `replicates` (seeds, folds, blocks), `crossed` (seeds, parts, parts); see `score`.
         seconds: spent on `views` and `scores`, compiling counted in.
     """
 
@@ -91,13 +93,14 @@ class Comparison:
     def summary(self, over: str | None = None) -> list[dict[str, Any]]:
         """A row for each label, metric and comparison: `mean`, `ci95` and what it is `over`, and `std`.
 
-        The interval over samples holds for the views and maps at hand. Beside it stands `ci95_seeds`, which says how much
-        another seed of the views may change: where that is wide, believe it. `std` is over seeds, or over pairs of sides.
+        `given` names what the interval takes as it is, of maps, views (`given_saes` where they are of SAEs) and images. That
+        over samples has maps fitted again. Beside it stand `ci95_seeds`, which says how much another seed of the views may
+        change, and `ci95_joint`, which counts both. `std` is over seeds, or over pairs of sides.
 
         Args:
-            over: "sides": all pairs of a label together, the sides being the sample; "seeds" of views; "samples", for the views
-                and maps at hand; or "units" of the target. By default "sides" where a label has several pairs, else "samples"
-                where there are blocks, else "seeds".
+            over: "sides": all pairs of a label together, the sides being the sample; "seeds" of views; "samples";
+                "samples_given_maps", as `ci95_given_maps`, which is too narrow; or "units" of the target. By default "sides"
+                where a label has several pairs, else "samples" where there are blocks, else "seeds".
 
         Raises:
             ValueError: an interval that the comparison does not have the numbers for.
@@ -111,22 +114,25 @@ class Comparison:
                         scores = [cell[metric.name] for cell in cells if cell is not None]
                         row = {"pair": label, "metric": metric.name, "comparison": comparison}
                         steady = all(self._steady(pair, comparison) for pair in listed)
-                        rows.append({**row, **self._interval(listed, scores, over, steady)})
+                        rows.append({**row, **self._interval(listed, scores, over, [comparison], steady)})
         return rows
 
     def _steady(self, pair: tuple[str, str], comparison: str) -> bool:
         """Whether the target's units are the same for every seed."""
         return not self.plan.view(pair[1], ends(comparison)[1]).random
 
-    def differences(self, pairs: Sequence[tuple[str, str]] | None = None, over: str | None = None) -> list[dict[str, Any]]:
+    def differences(
+        self, pairs: Sequence[tuple[str, str]] | None = None, over: str | None = None, correction: str = "holm"
+    ) -> list[dict[str, Any]]:
         """Differences between comparisons, paired: `difference` names which is subtracted from which.
 
         Beside the columns of `summary`: `ci95_units`, the interval over target units where both have the same ones, and over
-        samples a `p_value`.
+        samples `p`, and `p_corrected` for all rows together.
 
         Args:
             pairs: of comparisons; by default each but the first less the first.
             over: as in `summary`; over "units" where both have the same target units.
+            correction: of p for the number of rows, as in `sp.stats.corrected`.
         """
         names = self.plan.comparisons
         wanted = [(name, names[0]) for name in names[1:]] if pairs is None else list(pairs)
@@ -143,15 +149,23 @@ class Comparison:
                     same = ends(a)[1] == ends(b)[1] and all(self._steady(pair, a) for pair in listed)
                     scores = [_subtract(x[metric.name], y[metric.name], same) for x, y in zip(*both, strict=True)]  # type: ignore[index]
                     row = {"pair": label, "metric": metric.name, "difference": f"{a} - {b}"}
-                    rows.append({**row, **self._interval(listed, scores, over)})
+                    rows.append({**row, **self._interval(listed, scores, over, [a, b])})
                     same_units = len(listed) == 1 and "units" in scores[0]
                     rows[-1]["ci95_units"] = _over_units(scores[0])["ci95"] if same_units else None
                     if rows[-1]["over"] == "samples":
-                        rows[-1]["p_value"] = stats.paired(_jackknife(scores[0]), _nothing(scores[0]))["p_value"]
+                        rows[-1]["p"] = stats.tested(_jackknife(scores[0]))["p"]
+        if tested := [row for row in rows if "p" in row]:
+            for row, p in zip(tested, stats.corrected([row["p"] for row in tested], correction), strict=True):
+                row["p_corrected"] = float(p)
         return rows
 
     def _interval(
-        self, listed: Sequence[tuple[str, str]], scores: Sequence[Any], over: str | None, steady: bool = True
+        self,
+        listed: Sequence[tuple[str, str]],
+        scores: Sequence[Any],
+        over: str | None,
+        comparisons: Sequence[str],
+        steady: bool = True,
     ) -> dict[str, Any]:
         over = over or ("sides" if len(listed) > 1 else "samples" if self.plan.n_blocks else "seeds")
         if over not in OVER:
@@ -161,16 +175,22 @@ class Comparison:
             square = np.full((len(names), len(names)), np.nan)
             for (a, b), score in zip(listed, scores, strict=True):
                 square[names.index(a), names.index(b)] = score["mean"].mean()
-            return {**stats.over_pairs(square, present=_listed(listed, names)), "over": over}
+            return {**stats.over_pairs(square, present=_listed(listed, names)), "over": over, "given": "given_images"}
         if len(scores) > 1:
             raise ValueError(f"over must be sides where a label has several pairs of them, got {over!r}.")
         if over == "units" and not steady and len(scores[0]["mean"]) > 1:
             # Latents of different seeds are different units: there is a mean of all, and no one sample of them.
-            return {"mean": scores[0]["mean"].mean(), "std": None, "ci95": None, "n_units": None, "over": over}
-        row = OVER[over](scores[0])
-        if over == "samples":
-            row["ci95_seeds"] = stats.over_seeds(scores[0]["mean"])["ci95"]
-        return {**row, "over": over}
+            blank = dict.fromkeys(("std", "ci95", "n_units", "given"))
+            return {"mean": scores[0]["mean"].mean(), **blank, "over": over}
+        fixed = [f"given_{what}" for what in GIVEN[over]]
+        if over != "seeds" and (views := self._fitted(listed[0], comparisons)):
+            fixed.insert(0, "given_saes" if any(isinstance(view, SAE | Loaded) for view in views) else "given_views")
+        return {**OVER[over](scores[0]), "over": over, "given": ", ".join(fixed) or None}
+
+    def _fitted(self, pair: tuple[str, str], comparisons: Sequence[str]) -> list[View]:
+        """What was fitted of the views that comparisons read, such as the SAE that some latents are of."""
+        read = {end: self.plan.view(*end) for names in map(ends, comparisons) for end in zip(pair, names, strict=True)}
+        return [view for view in shared({"->".join(end): view for end, view in read.items()}).values() if view.fits]
 
     def score(self, label: str, comparison: str, metric: str) -> Score | None:
         """The score of one pair, mean over seeds, with that of each target unit; None where there is none.
@@ -247,9 +267,112 @@ class Comparison:
         ]
 
     @property
-    def doubts(self) -> list[str]:
-        """What gives reason to doubt the views, a sentence each, such as an ICA that has not converged."""
-        return [f"{view} of {side}: {doubt}" for side, view, reader, mine in self.described() for doubt in reader.doubts(mine)]
+    def doubts(self) -> list[Doubt]:
+        """What gives reason to doubt the result, a sentence each, such as an ICA that has not converged."""
+        return doubts.found(self)
+
+    def answer(self, pairs: Sequence[tuple[str, str]] | None = None) -> str:
+        """One sentence: whether the comparison of interest is above the first one, by how much, and beside its best rival.
+
+        It is by the first metric. Where `settings` were compared, it says where in their curve the difference lies.
+
+        Args:
+            pairs: as in `differences`, the one in question first; by default "sae->sae", or else the second comparison, less
+                the first.
+        """
+        varied = {name for of in self.plan.settings.values() for name in of.values()}
+        names, metric = [name for name in self.plan.comparisons if name not in varied], self.plan.metrics[0].name
+        a, b = next(iter(pairs)) if pairs else ("sae->sae" if "sae->sae" in names[1:] else names[:2][-1], names[0])
+        if a == b:
+            return f"One comparison was made, {a}: there is nothing to compare it with."
+        others = [name for name in names if name not in (a, b)]
+        rivals = [name for name in others if ends(name)[1] == ends(a)[1]] or others
+        rows = [row for row in self.differences([(a, b), *((a, rival) for rival in rivals)]) if row["metric"] == metric]
+        if not rows:
+            return f"{a} and {b} have no scores that could be compared."
+        curves = self.curve(a, b) if self.plan.settings else {}
+        told, above = [], 0
+        for label in dict.fromkeys(row["pair"] for row in rows):
+            first, *rest = [row for row in rows if row["pair"] == label]
+            above += bool(first["ci95"] and first["ci95"][0] > 0)
+            text = f"{label}: {_signed(first)}"
+            if rest:
+                rival = min(rest, key=lambda row: row["mean"])
+                text += f", and {_signed(rival)} from its best rival, {rival['difference'].split(' - ')[1]}"
+            if label in curves:
+                curve = curves[label]
+                text += f", rank {curve['rank']} of {curve['n_settings']} settings, {curve['agree']:.0%} of the same sign"
+            told.append(text)
+        where = f" in {above} of {len(told)}" if len(told) > 1 else ""
+        verdict = f"{a} is {'above' if above else 'not shown to be above'} {b} by {metric}{where}: {'; '.join(told)}"
+        remarks = sorted({row["given"] for row in rows if row["given"]})
+        if not curves and any(isinstance(view, SAE) for view in self._fitted(self.plan.pairs[rows[0]["pair"]][0], [a, b])):
+            remarks.append("one of many settings of the SAE")
+        return f"{verdict} ({'; '.join(remarks)})." if remarks else f"{verdict}."
+
+    def curve(self, a: str, b: str, metric: str | None = None) -> dict[str, dict[str, Any]]:
+        """The specification curve of a difference: it in every setting that was compared, sorted.
+
+        Source: Simonsohn, Simmons & Nelson 2020, "Specification curve analysis".
+
+        Args:
+            a, b: comparisons of the chosen setting; the difference is a - b, and b varies too where it reads the SAE.
+            metric: its name; by default the first.
+
+        Returns:
+            By label: `rows`, a row as in `differences` for each setting with its name and whether it is `chosen`; `rank` of the
+            chosen one from below, and `n_settings`; `agree`, the share of settings whose difference has the sign of the chosen
+            one; `mean`, `ci95` and `p` of the mean over settings, a joint test that no single setting is picked for (None
+            where there is no interval over samples).
+        """
+        names: dict[str, dict[str, str]] = {"chosen": {}, **self.plan.settings}
+        pairs = {label: (of.get(a, a), of.get(b, b)) for label, of in names.items()}
+        metric = metric or self.plan.metrics[0].name
+        rows = [row for row in self.differences(list(pairs.values())) if row["metric"] == metric]
+        curves = {}
+        for label in dict.fromkeys(row["pair"] for row in rows):
+            mine = [row for row in rows if row["pair"] == label]
+            listed = [
+                {"setting": setting, "chosen": setting == "chosen", **row} for setting, row in zip(names, mine, strict=True)
+            ]
+            ordered = sorted(listed, key=lambda row: row["mean"])
+            rank = next(i for i, row in enumerate(ordered) if row["chosen"])
+            agree = float(np.mean([np.sign(row["mean"]) == np.sign(ordered[rank]["mean"]) for row in ordered]))
+            whole: dict[str, Any] = {"mean": float(np.mean([row["mean"] for row in mine])), "ci95": None, "p": None}
+            if mine[0]["over"] == "samples":
+                cells = [[_jackknife(self.cells_of(label, name, metric)[0]) for name in pair] for pair in pairs.values()]
+                joint = stats.tested(stats.average([stats.difference(*pair) for pair in cells]))
+                whole = {name: joint[name] for name in whole}
+            curves[label] = {"rows": ordered, "rank": rank + 1, "n_settings": len(ordered), "agree": agree, **whole}
+        return curves
+
+    def cells_of(self, label: str, comparison: str, metric: str) -> list[dict[str, Any]]:
+        """The scores of all pairs of a label that have any."""
+        cells = [self.cells.get((label, pair, comparison)) for pair in self.plan.pairs[label]]
+        return [cell[metric] for cell in cells if cell is not None]
+
+    def ends_of(self, label: str, comparison: str) -> list[tuple[str, str]]:
+        """The source and the target of the first pair of a label: side and view of each."""
+        return list(zip(self.plan.pairs[label][0], ends(comparison), strict=True))
+
+    def seed_score(self, scores: Mapping[str, Any], seed: int) -> Score:
+        """The score of one seed, as `sp.align` gives it."""
+        details = jax.tree.map(lambda leaf: leaf[seed], scores.get("details") or {})
+        return Score(scores["mean"][seed], scores["folds"][seed], None, details)
+
+    def _fit_of(self, side: str, view: str) -> tuple[Stack, int, Fits]:
+        """The stack that a side is in, its number there, and the fits of one of its views."""
+        for i, stack in enumerate(self.plan.stacks):
+            if side in stack.names and view in stack.views:
+                family = next(family for family in self.fits[i].values() if view in family.views)
+                return stack, stack.names.index(side), family
+        raise ValueError(f"encode must be given a side and a view that were compared, got {side!r} and {view!r}.")
+
+    def width(self, side: str, view: str) -> int:
+        """Units that a view reads in a side."""
+        stack, at, family = self._fit_of(side, view)
+        x = jax.ShapeDtypeStruct((1, stack.scored[at].shape[-1]), jnp.float32)
+        return jax.eval_shape(stack.views[view].encode, family.params(view, at * family.n_seeds), x).shape[1]
 
     def encode(self, side: str, view: str, seed: int = 0, x: ArrayLike | None = None) -> np.ndarray:
         """What a view reads in a side's scored samples, pooled as they were scored: `(samples, k)`.
@@ -259,20 +382,16 @@ class Comparison:
             seed: of the view.
             x: samples `(n, units)` to read in place of the scored ones.
         """
-        for i, stack in enumerate(self.plan.stacks):
-            if side in stack.names and view in stack.views:
-                family = next(family for family in self.fits[i].values() if view in family.views)
-                at = stack.names.index(side)
-                if not 0 <= seed < self.plan.n_seeds:
-                    raise ValueError(f"seed must be between 0 and {self.plan.n_seeds - 1}, got {seed}.")
-                params = family.params(view, at * family.n_seeds + min(seed, family.n_seeds - 1))
-                encode = jax.jit(stack.views[view].encode)
-                if x is not None:
-                    return np.asarray(encode(params, jnp.asarray(x)))
-                scored = stack.scored[at]
-                units = encode(params, flat(scored))
-                return np.asarray(self.plan._pooled(units.reshape(*scored.shape[:2], units.shape[-1])))
-        raise ValueError(f"encode must be given a side and a view that were compared, got {side!r} and {view!r}.")
+        stack, at, family = self._fit_of(side, view)
+        if not 0 <= seed < self.plan.n_seeds:
+            raise ValueError(f"seed must be between 0 and {self.plan.n_seeds - 1}, got {seed}.")
+        params = family.params(view, at * family.n_seeds + min(seed, family.n_seeds - 1))
+        encode = jax.jit(stack.views[view].encode)
+        if x is not None:
+            return np.asarray(encode(params, jnp.asarray(x)))
+        scored = stack.scored[at]
+        units = encode(params, flat(scored))
+        return np.asarray(self.plan._pooled(units.reshape(*scored.shape[:2], units.shape[-1])))
 
     def explanations(self, label: str, comparison: str, n: int = 8, seed: int = 0) -> list[dict[str, Any]]:
         """The source's units that explain the target's most, by the weights of ridge regression on all scored samples.
@@ -331,6 +450,38 @@ class Comparison:
         coordinates = {"pair": names, "comparison": list(self.plan.comparisons), "metric": metrics}
         return xr.Dataset({name: (lead + own, arrays[name]) for name, own in dims.items() if arrays[name].size}, coordinates)
 
+    def write(self, folder: str | os.PathLike) -> None:
+        """Writes tables that any program reads, with a line of names: what `scores` holds as an xarray dataset.
+
+        `summary.csv` and `differences.csv`, a line a row of either; `folds.csv` and `units.csv`, a line for each score: of a
+        fold, and of a target unit, mean over folds, with pair, comparison, metric and seed; `doubts.csv`; and `settings.csv`,
+        the differences of all settings, where these were compared.
+        """
+        import csv
+        from pathlib import Path
+
+        folds, units = [], []
+        for (label, (source, target), comparison), metrics in self.cells.items():
+            for metric, scores in metrics.items():
+                at = {"label": label, "source": source, "target": target, "comparison": comparison, "metric": metric}
+                for seed, of_folds in enumerate(scores["folds"]):
+                    folds += [{**at, "seed": seed, "fold": i, "score": float(score)} for i, score in enumerate(of_folds)]
+                for seed, (of_units, live) in enumerate(zip(scores.get("units", ()), scores.get("live", ()), strict=True)):
+                    mean = np.where(live, of_units, np.nan).mean(axis=0)
+                    units += [{**at, "seed": seed, "unit": i, "score": float(score)} for i, score in enumerate(mean)]
+        tables: dict[str, list[dict[str, Any]]] = {"summary": self.summary(), "differences": self.differences()}
+        tables |= {"folds": folds, "units": units, "doubts": [doubt._asdict() for doubt in self.doubts]}
+        if self.plan.settings:
+            a, b = self.plan.comparisons[1], self.plan.comparisons[0]
+            tables["settings"] = [row for curve in self.curve(a, b).values() for row in curve["rows"]]
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        for name, rows in tables.items():
+            if rows:
+                with open(Path(folder) / f"{name}.csv", "w", newline="") as file:
+                    writer = csv.DictWriter(file, list(dict.fromkeys(key for row in rows for key in row)))
+                    writer.writeheader()
+                    writer.writerows(rows)
+
     def plot(self, path: str | os.PathLike | None = None) -> Any:
         """The figure: a panel a metric, a bar a comparison, with intervals; written as PNG where there is a path."""
         from superpos import plotting
@@ -354,18 +505,21 @@ class Comparison:
             + (f"  {row['ci95'][0]:.3f} to {row['ci95'][1]:.3f} ({row['over']})" if row["ci95"] else "")
             for row in self.summary()
         ]
-        return "\n".join(["Comparison", *rows, *(f"missing: {row['comparison']}, {row['reason']}" for row in self.missing)])
+        missing = [f"missing: {row['comparison']}, {row['reason']}" for row in self.missing]
+        return "\n".join(["Comparison", *rows, *missing, *(f"doubt: {doubt.doubt}" for doubt in self.doubts), self.answer()])
+
+
+def _signed(row: Mapping[str, Any]) -> str:
+    """A difference and its interval, as a sentence has them."""
+    return f"{row['mean']:+.3f} " + ("({:+.3f} to {:+.3f})".format(*row["ci95"]) if row["ci95"] else "(no interval)")
 
 
 def _jackknife(scores: Mapping[str, np.ndarray]) -> stats.Jackknife:
     """The score of all seeds together."""
     if "replicates" not in scores:
         raise ValueError("over samples needs blocks: compare with n_blocks=10.")
-    return stats.Jackknife(jnp.asarray(scores["mean"].mean()), jnp.asarray(scores["replicates"].mean(axis=0)))
-
-
-def _nothing(scores: Mapping[str, np.ndarray]) -> stats.Jackknife:
-    return stats.Jackknife(jnp.zeros(()), jnp.zeros(scores["replicates"].shape[1:]))
+    mean, replicates, crossed = (jnp.asarray(scores[name].mean(axis=0)) for name in ("mean", "replicates", "crossed"))
+    return stats.Jackknife(mean, replicates, crossed=crossed)
 
 
 def _listed(listed: Sequence[tuple[str, str]], names: Sequence[str]) -> np.ndarray:
@@ -377,9 +531,14 @@ def _listed(listed: Sequence[tuple[str, str]], names: Sequence[str]) -> np.ndarr
 
 
 def _over_samples(scores: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    summary, n = stats.over_samples(_jackknife(scores)), len(scores["mean"])
-    std = float(np.std(scores["mean"], ddof=1)) if n > 1 else 0.0
-    return {"mean": summary["mean"], "std": std, "ci95": summary["ci95"], "n_seeds": n, "n_pairs": n}
+    summary, seeds = stats.over_samples(_jackknife(scores)), _over_seeds(scores)
+    further = {"ci95_seeds": seeds["ci95"], "ci95_joint": stats.joint(summary, scores["mean"])}
+    return {**seeds, "mean": summary["mean"], "ci95": summary["ci95"], **further}
+
+
+def _over_samples_given_maps(scores: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    summary = stats.over_samples_given_maps(_jackknife(scores))
+    return {**_over_seeds(scores), "ci95": None, "ci95_given_maps": summary["ci95_given_maps"]}
 
 
 def _over_seeds(scores: Mapping[str, np.ndarray]) -> dict[str, Any]:
@@ -396,9 +555,13 @@ def _over_units(scores: Mapping[str, np.ndarray]) -> dict[str, Any]:
 OVER: dict[str, Callable[..., dict[str, Any]]] = {
     "sides": stats.over_pairs,
     "samples": _over_samples,
+    "samples_given_maps": _over_samples_given_maps,
     "seeds": _over_seeds,
     "units": _over_units,
 }
+
+# What an interval takes as it is, beside the views.
+GIVEN = {"samples": (), "samples_given_maps": ("maps",), "seeds": ("images",), "units": ("maps", "images")}
 
 
 def _subtract(a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray], same_units: bool) -> dict[str, np.ndarray]:
@@ -406,7 +569,7 @@ def _subtract(a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray], same_uni
 
     That of units is there where both have the same ones: the same view of the target, which no key changes.
     """
-    difference = {name: a[name] - b[name] for name in ("mean", "folds", "replicates") if name in a and name in b}
+    difference = {name: a[name] - b[name] for name in ("mean", "folds", "replicates", "crossed") if name in a and name in b}
     if same_units and "units" in a and "units" in b:
         difference["units"] = a["units"] - b["units"]
         difference["live"] = a["live"] & b["live"]

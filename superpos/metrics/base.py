@@ -121,6 +121,7 @@ class Samples:
         source, target: masks of the live units.
         n_folds: static.
         largest_fold: a static bound on the number of samples in a fold.
+        fits: `(samples,)`, which samples maps may be fitted on; by default all.
     """
 
     x: Float[Array, "samples source"]
@@ -130,6 +131,7 @@ class Samples:
     target: Bool[Array, " target"]
     n_folds: int = dataclasses.field(metadata={"static": True})
     largest_fold: int = dataclasses.field(metadata={"static": True})
+    fits: Bool[Array, " samples"] | None = None
 
     def held_out(self, fold: Array) -> tuple[Array, Array, Array]:
         """Both sides of one fold's samples, padded to `(largest_fold, units)`, and which rows are real."""
@@ -189,6 +191,18 @@ class Metric(abc.ABC):
         del samples
         return fitted
 
+    def refit(self, fitted: Any, evidence: Any) -> Any:
+        """What is fitted on other samples of the same folds; a metric may keep what it chose or factorised before.
+
+        Args:
+            fitted: from `fit`, or `polish`, on all samples.
+            evidence: moments without some of the samples of each fold; or all samples, of which some are not `fits`.
+        """
+        del fitted
+        if isinstance(evidence, Samples) and evidence.fits is not None:
+            evidence = dataclasses.replace(evidence, fold_ids=jnp.where(evidence.fits, evidence.fold_ids, -1), fits=None)
+        return self.fit(evidence)
+
     @abc.abstractmethod
     def evaluate(self, fitted: Any, evidence: Any) -> Score:
         """Scores the held-out part of each fold.
@@ -197,6 +211,11 @@ class Metric(abc.ABC):
             fitted: from `fit`.
             evidence: as for `fit`, of the same folds, or of some of the samples of each.
         """
+
+    @property
+    def has_doubts(self) -> bool:
+        """Whether it has doubts of its own, for which details of its scores must be kept."""
+        return type(self).doubts is not Metric.doubts
 
     def doubts(self, score: Score) -> list[str]:
         """What a score of known values gives reason to doubt: a sentence each; on the host. `sp.align` warns of them."""

@@ -12,10 +12,12 @@ from jax import lax
 from jaxtyping import Array
 
 from superpos.linalg import eigh, matmul
-from superpos.metrics.base import Samples, safe_divide, safe_sqrt
+from superpos.metrics.base import Samples, Score, safe_divide, safe_sqrt
 from superpos.metrics.registry import register
 from superpos.metrics.regression import Linear, Regression, Solver, held_out_by_map, linear
 from superpos.moments import Moments, pool, training
+
+SMALL = 0.1  # an alpha below which less is as good as none
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,12 +105,33 @@ class Ridge(Regression):
         solver = Solver(paths.basis, inverse, variance[:, :, None] * alpha[:, None])
         return linear(part, weights, solver, alpha=alpha if self.per_target else alpha[:, 0])
 
-    def _fit_samples(self, samples: Samples) -> Linear:
+    def doubts(self, score: Score) -> list[str]:
+        """Where alpha is at an end of its grid that matters."""
+        alpha = np.asarray(score.details["alpha"])
+        found = []
+        for end, matters in ((max(self.alphas), True), (min(self.alphas), min(self.alphas) > SMALL)):
+            share = float(np.mean(np.isclose(alpha, end, rtol=1e-3)))
+            if matters and share > 0.5 and len(self.alphas) > 1:
+                found.append(
+                    f"{self.name} has alpha at the end of its grid, {end:g}, in {share:.0%} of its fits: widen alphas, unless "
+                    "the source tells nothing."
+                )
+        return found
+
+    def refit(self, fitted: Linear, evidence: Moments | Samples) -> Linear:
+        """The map of other samples, alpha as it was chosen."""
+        if isinstance(evidence, Samples):
+            alpha = fitted.details["alpha"]
+            return self._fit_samples(evidence, alpha if self.per_target else alpha[:, None])
+        return super().refit(fitted, evidence)
+
+    def _fit_samples(self, samples: Samples, chosen: Array | None = None) -> Linear:
         n_folds, alphas = samples.n_folds, self._alphas(samples)
         constants = lax.stop_gradient(samples)
         inside = (samples.fold_ids >= 0) & (samples.fold_ids < n_folds)
+        fits = inside if samples.fits is None else inside & samples.fits
         quality = jnp.zeros((len(alphas), n_folds, 0))
-        if self._inner(n_folds):
+        if chosen is None and self._inner(n_folds):
             squares = jnp.sum(_deviations(constants.y, inside) ** 2, axis=0)
             inverse_squares = jnp.where(samples.target, safe_divide(jnp.ones_like(squares), squares), 0)
 
@@ -129,13 +152,13 @@ class Ridge(Regression):
             quality = _outer(jax.tree.map(lambda leaf: jnp.swapaxes(leaf, 0, 1), lax.map(both, pairs)), n_folds)
 
         def fit(predictions: Array, inputs: Any) -> tuple[Array, tuple[Any, ...]]:
-            fold, quality = inputs
-            part = inside & ((samples.fold_ids != fold) | (n_folds == 1))
+            fold, quality, chosen = inputs
+            part = fits & ((samples.fold_ids != fold) | (n_folds == 1))
             gram = _gram(samples, part)
             path, _ = _gram_path(lax.stop_gradient(gram))
-            if not self._inner(n_folds):
+            if chosen is None and not self._inner(n_folds):
                 quality = lax.map(lambda alpha: _gcv(alpha, path), alphas)
-            alpha = self._best(quality, samples.target)
+            alpha = self._best(quality, samples.target) if chosen is None else chosen
             coefficients = _refined_dual(path, gram, alpha)
             rows, valid = samples.rows(fold)
             own = matmul(gram.all[rows], coefficients)
@@ -146,7 +169,7 @@ class Ridge(Regression):
                 intercept = gram.y_mean - matmul(gram.x_mean, weights)
             return predictions, (alpha, weights, intercept, gram.y_mean)
 
-        folds = jnp.arange(n_folds), jnp.swapaxes(quality, 0, 1)
+        folds = jnp.arange(n_folds), jnp.swapaxes(quality, 0, 1), chosen
         predictions, (alpha, weights, intercept, offset) = lax.scan(fit, jnp.zeros_like(samples.y), folds)
         return Linear(weights, intercept, predictions, {"alpha": alpha if self.per_target else alpha[:, 0]}, offset=offset)
 
