@@ -41,7 +41,6 @@ def get_config() -> ConfigDict:
     config.seed = 0  # of all keys
     config.n_seeds = 3  # SAEs of each side
     config.n_folds = 5
-    config.n_blocks = 10  # parts of a fold, left out in turn for intervals over samples
     config.chunk = 1  # fits, and comparisons, in flight at once
     config.metrics = sp.alignment.DEFAULT
     config.comparisons = COMPARISONS  # of views, by their names in sp.views.VIEWS
@@ -85,7 +84,6 @@ def plan(config: ConfigDict) -> Plan:
             folds=config.n_folds,
             split=config.train_fraction,
             n_seeds=config.n_seeds,
-            n_blocks=config.n_blocks,
             key=jax.random.key(config.seed),
         )
 

@@ -166,7 +166,7 @@ def compute(config: ConfigDict, run: Run) -> dict[str, Any]:
     explained = compared.explanations(best, "sae->site", config.n_top)
     images = [row.pop("samples") for row in explained]
     latents = [{"layer": best, **row} for row in command.renamed(explained, unit="latent", targets="sites")]
-    tables = {"differences": differences, "views": compared.describe(), "latents": latents}
+    tables: dict[str, Any] = {"differences": differences, "views": compared.describe(), "latents": latents}
     top = None if recording.images is None else {"source": str(recording.image_source), "images": images}
     # Of each site the score by the first metric, mean over folds and SAEs.
     sites = {"metric": metric, "scores": compared.of_units(metric), "reliability": sides[BRAIN].reliability}

@@ -78,8 +78,8 @@ def measure(keys: Array, n_samples: int, metrics: Any, related: bool, grouped: b
     def of_world(key: Array) -> dict[str, list[Any]]:
         *sources, target = world(key, n_samples, related=related, grouped=grouped)
         if blocks is None:
-            found = [sp.align(x, target, metrics, n_folds, key=key, groups=groups) for x in sources]
-            return {name: [one[name].mean for one in found] for name in found[0]}
+            scores = [sp.align(x, target, metrics, n_folds, key=key, groups=groups) for x in sources]
+            return {name: [score[name].mean for score in scores] for name in scores[0]}
         ids, _ = sp.assign_folds(n_samples, n_folds, None, key, groups)
         whole: Any = {"groups": groups, "n_blocks": blocks[0], "n_parts": blocks[1]}
         found = [sp.stats.jackknife(x, target, metrics, ids, n_folds, key, **whole) for x in sources]
@@ -93,8 +93,8 @@ def judge(jackknifed: list[sp.stats.Jackknife], truth: float) -> dict[str, Any]:
     summaries = [sp.stats.tested(one) for one in jackknifed]
     given = [sp.stats.over_samples_given_maps(one) for one in jackknifed]
     means = np.array([row["mean"] for row in summaries])
-    n_folds = len(jackknifed[0].folds)
-    spread = np.array([np.var(one.folds, ddof=1) for one in jackknifed])
+    folds = np.array([one.folds for one in jackknifed])
+    n_folds, spread = folds.shape[1], folds.var(axis=1, ddof=1)
     corrected = t.ppf(0.975, n_folds - 1) * np.sqrt((1 / n_folds + 1 / (n_folds - 1)) * spread)
 
     def outside(ends: Any) -> float:
@@ -113,7 +113,7 @@ def judge(jackknifed: list[sp.stats.Jackknife], truth: float) -> dict[str, Any]:
 
 def compute(config: ConfigDict, run: Run) -> dict[str, Any]:
     """Draws the worlds and judges all intervals."""
-    command.at_least(config, {"n_worlds": 2, "n_samples": GROUP * config.n_folds * config.n_blocks // 5, "truth": 0})
+    command.at_least(config, {"n_worlds": 2, "n_samples": 2 * GROUP * config.n_folds, "truth": 0})
     metrics, rows, started = sp.metrics.resolve(config.metrics), [], time.perf_counter()
     run.claim()
     for related, grouped, n_samples in ((r, g, n) for r in config.related for g in config.grouped for n in config.n_samples):

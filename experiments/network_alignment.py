@@ -171,7 +171,7 @@ def compute(config: ConfigDict, run: Run) -> dict[str, Any]:
         curves += [{**at, **row} for row in command.renamed(other.summary(), pair="layer")]
         described += [{**at, **row} for row in other.describe() if row["view"] != "neuron"]
     seconds = {"activations": made_at - started, "views and scores": time.perf_counter() - made_at}
-    tables = {"differences": differences, "views": described, "curves": curves, "networks": networks}
+    tables: dict[str, Any] = {"differences": differences, "views": described, "curves": curves, "networks": networks}
     tables |= {"doubts": command.doubts(compared), "answer": compared.answer(DIFFERENCES)}
     return run.finish(rows, seconds, **{name: table for name, table in tables.items() if table})
 

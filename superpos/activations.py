@@ -216,13 +216,12 @@ def divide(
             raise ValueError("folds must leave some rows to be scored, got none at or above 0.")
     _refuse_scored(sides, sources, own, rows, scored)
 
+    assigned: Any = folds if given is None else given[scored]
+    if gap is not None:
+        assigned = folds_lib.contiguous(len(scored), int(np.asarray(folds)), gap, named_groups[scored])
     ids, n_folds = folds_lib.assign_folds(
         len(scored),
-        folds_lib.contiguous(len(scored), int(folds), gap, named_groups[scored])
-        if gap is not None
-        else folds
-        if given is None
-        else given[scored],
+        assigned,
         None if given is None else int(given.max()) + 1,
         key=fold_key,
         groups=named_groups[scored],

@@ -375,6 +375,57 @@ def average(listed: Sequence[Jackknife]) -> Jackknife:
     return Jackknife(mean, replicates, crossed=crossed)
 
 
+def partition(a: Jackknife, b: Jackknife, both: Jackknife) -> dict[str, dict[str, Any]]:
+    """Variance that two sources explain of one target: each alone, both together, each beyond the other, and what they share.
+
+    Commonality analysis, of shares of variance that do not fall with more units, held out. Source: Mood 1971, "Partitioning
+    variance in multiple regression analyses as a tool for developing learning models".
+
+    Args:
+        a, b: from `jackknife` by a metric whose score is a share of variance: `sp.metrics.Ridge(share=True)`.
+        both: the same of both sources side by side (the view `both`, of neurons and latents).
+
+    Returns:
+        Rows as of `tested` by name: `a`, `b`, `both`, `only_a` (both - b), `only_b` (both - a), `shared` (a + b - both).
+
+    Raises:
+        ValueError: as `difference`.
+    """
+    only_a, only_b = difference(both, b), difference(both, a)
+    parts = {"a": a, "b": b, "both": both, "only_a": only_a, "only_b": only_b, "shared": difference(a, only_a)}
+    return {name: tested(part) for name, part in parts.items()}
+
+
+def over_sessions(means: Float[np.ndarray, " sessions"], errors: Float[np.ndarray, " sessions"]) -> dict[str, Any]:
+    """Mean over sessions (or animals) that differ by more than their samples do: a random effect of the session.
+
+    Each counts by its own error and by the variance between sessions (DerSimonian & Laird 1986); the interval is that of
+    Hartung & Knapp 2001, Student's with one degree of freedom less than there are sessions.
+
+    Args:
+        means, errors: `(sessions,)`, score or difference of each, and its standard error, such as those of `over_samples`.
+
+    Returns:
+        `mean`, `ci95` (None with one session), `between`, the standard deviation between sessions, `n_sessions`.
+
+    Raises:
+        ValueError: not one error, above 0, for each mean.
+    """
+    means, errors = np.asarray(means, np.float64), np.asarray(errors, np.float64)
+    if means.ndim != 1 or means.shape != errors.shape or not means.size or not (errors > 0).all():
+        raise ValueError(f"errors must be above 0, one for each of the means, got shapes {means.shape} and {errors.shape}.")
+    n, weights = len(means), errors**-2.0
+    fixed = np.average(means, weights=weights)
+    heterogeneity = np.sum(weights * (means - fixed) ** 2)
+    scale = weights.sum() - np.sum(weights**2) / weights.sum()
+    between = max(0.0, (heterogeneity - (n - 1)) / scale) if n > 1 else 0.0
+    weights = 1 / (errors**2 + between)
+    mean = float(np.average(means, weights=weights))
+    spread = np.sum(weights * (means - mean) ** 2) / ((n - 1) * weights.sum()) if n > 1 else np.nan
+    interval = _students_interval(mean, float(np.sqrt(spread)), n - 1) if n > 1 else None
+    return {"mean": mean, "ci95": interval, "between": float(np.sqrt(between)), "n_sessions": n}
+
+
 def paired(a: Jackknife, b: Jackknife) -> dict[str, Any]:
     """The difference a - b of two alignments of the same samples, with its interval over samples, maps fitted anew.
 
@@ -586,7 +637,7 @@ def lag_one(
     return float(np.mean(products[live] / squares[live])), len(after) ** -0.5
 
 
-def corrected(p: ArrayLike, method: str = "holm") -> Float[np.ndarray, " tests"]:
+def corrected(p: ArrayLike | Sequence[float], method: str = "holm") -> Float[np.ndarray, " tests"]:
     """p-values of a family of tests, corrected for their number.
 
     Args:

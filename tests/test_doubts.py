@@ -48,7 +48,7 @@ def test_a_silent_site_is_counted_and_what_the_mean_would_be():
 
 def test_copies_dependence_patches_and_small_folds():
     x, y = sides()
-    x[100:150], y[100:150] = x[:50], y[:50]
+    x[101:151], y[101:151] = x[:50], y[:50]
     steps = np.cumsum(np.random.default_rng(2).normal(size=(300, 4)), axis=0).astype(np.float32)
     names = [f"photo{i // 10}_patch{i % 10}" for i in range(300)]
     few = {"source": Side(x, names=names), "target": y + steps}

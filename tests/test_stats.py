@@ -328,3 +328,26 @@ def test_seeds_and_samples_add_up_in_the_joint_interval(pair):
     spread = sp.stats.joint({**summary, "standard_error": 0.0}, [0.1, 0.2, 0.4])
     interval = stats.t.interval(0.95, 2, summary["mean"], stats.sem([0.1, 0.2, 0.4]))
     np.testing.assert_allclose(spread, interval)
+
+
+def test_two_sources_that_share_nothing_explain_their_sum():
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(2, 600, 3)).astype(np.float32)
+    y = (a + b + 2**0.5 * rng.normal(size=(600, 3))).astype(np.float32)  # a quarter each, half is noise
+    metric = sp.metrics.Ridge(alphas=(1.0,), share=True)
+    empty = np.zeros_like(a)
+    sides = [np.concatenate(pair, axis=1) for pair in ((a, empty), (empty, b), (a, b))]  # silent units keep one shape
+    parts = sp.stats.partition(*(sp.stats.jackknife(x, y, metric, n_blocks=4)["ridge"] for x in sides))
+    means = {name: row["mean"] for name, row in parts.items()}
+    for name, share in {"a": 0.25, "b": 0.25, "both": 0.5, "only_a": 0.25, "only_b": 0.25, "shared": 0.0}.items():
+        np.testing.assert_allclose(means[name], share, atol=0.06)
+        assert parts[name]["ci95"][0] < share < parts[name]["ci95"][1]
+    np.testing.assert_allclose(means["both"], means["only_a"] + means["only_b"] + means["shared"], atol=1e-6)
+
+
+def test_sessions_with_equal_errors_give_students_interval():
+    means = np.array([0.1, 0.4, 0.2, 0.5])
+    found = sp.stats.over_sessions(means, np.full(4, 0.01))
+    np.testing.assert_allclose(found["ci95"], stats.ttest_1samp(means, 0).confidence_interval(0.95))
+    np.testing.assert_allclose(found["between"], np.sqrt(means.var(ddof=1) - 0.01**2))
+    assert sp.stats.over_sessions(means, np.full(4, 9.0))["between"] == 0

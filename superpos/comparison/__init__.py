@@ -63,7 +63,7 @@ def compare_sides(
     gap: int | None = None,
     weights: str = "uniform",
     n_seeds: int = 1,
-    n_blocks: int | None = 10,
+    n_blocks: int | str | None = "auto",
     settings: Mapping[str, Sequence[Any]] | None = None,
     key: Key[Array, ""] | None = None,
     workdir: str | os.PathLike | None = None,
@@ -86,7 +86,8 @@ def compare_sides(
         weights: how target units are averaged, "uniform", "variance" or "density": an unweighted mean gives rare latents the
             same say as common ones.
         n_seeds: fits of each view that is random.
-        n_blocks: parts of a fold that are left out in turn, for intervals over samples; None: no such intervals.
+        n_blocks: parts of a fold that are left out in turn, for intervals over samples; "auto": ten, or as many as a fold has
+            samples (or groups); None: no such intervals.
         settings: values of fields of the SAE among the views, such as {"k": (4, 16), "expansion": (1, 4)}: every combination of
             them is compared too, and `Comparison.curve` shows them all. See `superpos.comparison.settings.spread`.
         key: of everything that is drawn; by default `jax.random.key(0)`.

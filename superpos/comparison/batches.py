@@ -223,7 +223,7 @@ def score(
     else:
         blocks: Any = {"n_blocks": n_blocks} if n_blocks else {"n_blocks": 2, "n_parts": None}
         scored = stats.jackknife(x, y, metrics, folds, n_folds, key=key, groups=groups, weights=given, **blocks)
-    scores: dict[str, dict[str, Array]] = {}
+    scores: dict[str, dict[str, Any]] = {}
     for metric, found in scored.items():
         scores[metric] = {"mean": found.mean, "folds": found.folds}
         if found.units is not None:

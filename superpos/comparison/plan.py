@@ -63,7 +63,7 @@ class Plan:
         gap: int | None = None,
         weights: str = "uniform",
         n_seeds: int = 1,
-        n_blocks: int | None = 10,
+        n_blocks: int | str | None = "auto",
         settings: Mapping[str, Sequence[Any]] | None = None,
         key: Key[Array, ""] | None = None,
     ):
@@ -87,10 +87,10 @@ class Plan:
         if weights not in WEIGHTS:
             raise ValueError(f"weights must be {', '.join(WEIGHTS)}, got {weights!r}{did_you_mean(weights, WEIGHTS)}.")
         for name, value, least in (("n_seeds", n_seeds, 1), ("n_blocks", n_blocks, 2)):
-            unset = value is None and name == "n_blocks"
+            unset = name == "n_blocks" and value in (None, "auto")
             if not unset and (isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least):
                 raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}.")
-        self.weights, self.pool, self.n_seeds, self.n_blocks = weights, pool, n_seeds, n_blocks
+        self.weights, self.pool, self.n_seeds = weights, pool, n_seeds
         self.sides, self.known = dict(sides), views
         self.blocked = gap is not None or (isinstance(folds, str) and folds == folds_lib.BLOCKS)
         self._check_names(views)
@@ -109,8 +109,12 @@ class Plan:
             gap=gap,
             key=divide_key,
         )
+        if n_blocks == "auto":
+            least = min(len(np.unique(self.divided.groups[self.divided.folds == i])) for i in range(self.divided.n_folds))
+            n_blocks = min(10, least) if least > 1 else None
+        self.n_blocks: Any = n_blocks
         # Left out in turn for intervals: neighbours together, where they resemble each other.
-        runs = folds_lib.runs(self.divided.folds, n_blocks) if self.blocked and n_blocks else None
+        runs = folds_lib.runs(self.divided.folds, int(n_blocks)) if self.blocked and n_blocks else None
         self.groups = self.divided.groups if runs is None else runs
         self._check_samples()
         self.stacks = self._stack(views_of)

@@ -363,8 +363,8 @@ class Comparison:
     def _fit_of(self, side: str, view: str) -> tuple[Stack, int, Fits]:
         """The stack that a side is in, its number there, and the fits of one of its views."""
         for i, stack in enumerate(self.plan.stacks):
-            if side in stack.names and view in stack.views:
-                family = next(family for family in self.fits[i].values() if view in family.views)
+            family = next((family for family in self.fits[i].values() if view in family.views), None)
+            if side in stack.names and family is not None:
                 return stack, stack.names.index(side), family
         raise ValueError(f"encode must be given a side and a view that were compared, got {side!r} and {view!r}.")
 
@@ -372,7 +372,7 @@ class Comparison:
         """Units that a view reads in a side."""
         stack, at, family = self._fit_of(side, view)
         x = jax.ShapeDtypeStruct((1, stack.scored[at].shape[-1]), jnp.float32)
-        return jax.eval_shape(stack.views[view].encode, family.params(view, at * family.n_seeds), x).shape[1]
+        return jax.eval_shape(family.views[view].encode, family.params(view, at * family.n_seeds), x).shape[1]
 
     def encode(self, side: str, view: str, seed: int = 0, x: ArrayLike | None = None) -> np.ndarray:
         """What a view reads in a side's scored samples, pooled as they were scored: `(samples, k)`.
@@ -386,7 +386,7 @@ class Comparison:
         if not 0 <= seed < self.plan.n_seeds:
             raise ValueError(f"seed must be between 0 and {self.plan.n_seeds - 1}, got {seed}.")
         params = family.params(view, at * family.n_seeds + min(seed, family.n_seeds - 1))
-        encode = jax.jit(stack.views[view].encode)
+        encode = jax.jit(family.views[view].encode)
         if x is not None:
             return np.asarray(encode(params, jnp.asarray(x)))
         scored = stack.scored[at]

@@ -64,6 +64,7 @@ class Regression(Metric):
     """Scores linear maps."""
 
     weights: bool
+    share: bool = False
 
     def polish(self, fitted: Linear, samples: Samples) -> Linear:
         """One step of iterative refinement whose residual is computed from the samples.
@@ -158,7 +159,7 @@ class Regression(Metric):
         details = {"r2": r2, **fitted.details}
         if self.weights:
             details |= {"weights": fitted.weights, "intercept": fitted.intercept}
-        return from_units(jnp.clip(r, -1, 1), live, details)
+        return from_units(r2 if self.share else jnp.clip(r, -1, 1), live, details)
 
 
 class _HeldOut(NamedTuple):

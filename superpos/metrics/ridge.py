@@ -41,6 +41,8 @@ class Ridge(Regression):
             (Golub, Heath & Wahba 1979). Each target unit is divided by its variance, over all samples in "folds": over the few
             of one fold a nearly silent unit could vary so little that its error alone decides for all.
         weights: return weights and intercept in the details.
+        share: score a unit by 1 - error / variance, the share of its variance that is explained, in place of r; see
+            `sp.stats.partition`.
         name: its key in the result.
 
     Details: `r2`; `alpha`, `(folds,)` or `(folds, n_target)`.
@@ -60,6 +62,7 @@ class Ridge(Regression):
     per_target: bool = False
     selection: Literal["folds", "gcv"] = "folds"
     weights: bool = False
+    share: bool = False
     name: str = "ridge"
     reads: ClassVar[frozenset[str]] = frozenset({"xx", "xy"})
     wide: ClassVar[bool] = True
