@@ -60,6 +60,7 @@ def test_copies_dependence_patches_and_small_folds():
     assert "A fold has 6 samples" in doubted(x[:30], y[:30])["folds"]
 
 
+@pytest.mark.slow
 def test_an_sae_that_has_learned_nothing(tmp_path):
     """Two steps of training: it explains little, is too large for its samples, and no better than an untrained one."""
     x, y = sides()

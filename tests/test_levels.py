@@ -2,10 +2,12 @@
 
 import jax
 import numpy as np
+import pytest
 
 from experiments import levels
 
 
+@pytest.mark.slow
 def test_intervals_with_maps_fitted_again_leave_out_less(conduct):
     config = levels.get_config()
     config.update({"n_worlds": 30, "n_samples": (50,), "related": (False,), "grouped": (True,), "truth": 500, "n_parts": 2})
