@@ -53,6 +53,17 @@ def test_equals_a_loop_written_by_hand(batch_of_seeds):
     np.testing.assert_allclose(history["loss"][0, :10], losses, rtol=1e-4)
 
 
+def test_orbax_keeps_what_was_trained(batch_of_seeds, tmp_path):
+    import orbax.checkpoint as ocp
+
+    (params, _), *_ = batch_of_seeds
+    with ocp.StandardCheckpointer() as keeper:
+        keeper.save(tmp_path / "models", params)
+        keeper.wait_until_finished()
+        restored = keeper.restore(tmp_path / "models", params)
+    jax.tree.map(np.testing.assert_array_equal, restored, params)
+
+
 def test_it_learns(batch_of_seeds):
     (_, history), _, _ = batch_of_seeds
     assert (history["loss"][:, -5:].mean(axis=1) < 0.8 * history["loss"][:, :5].mean(axis=1)).all()
