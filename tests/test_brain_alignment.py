@@ -12,6 +12,8 @@ from experiments import brain_alignment
 from superpos.activations import divide
 from superpos.images import Images
 
+pytestmark = pytest.mark.slow  # a whole study
+
 DATA = Path(__file__).resolve().parents[2] / "shared/data"
 
 
@@ -80,7 +82,6 @@ def test_differences_are_those_of_the_rows(simulated):
     assert differences["sae->sae - neuron->site"]["ci95_units"] is None
 
 
-@pytest.mark.slow
 def test_neurons_are_scored_as_align_scores_them(simulated):
     _, results = simulated
     divided = brain_alignment.plan(tiny(), *brain_alignment.read(tiny())).divided
@@ -131,7 +132,6 @@ def of_files(files):
     return config
 
 
-@pytest.mark.slow
 def test_a_recording_and_files(files, conduct):
     config = of_files(files)
     config.update({"train": (f"{files}/others.npy",), "train_fraction": 0.0, "folds": f"{files}/folds.npy"})
@@ -153,7 +153,6 @@ def divided(config):
     return brain_alignment.plan(config, *brain_alignment.read(config)).divided
 
 
-@pytest.mark.slow
 def test_views_are_fitted_on_all_positions_of_images_that_are_not_scored(files):
     config = of_files(files)
     layer = np.load(files / "layer.npy")
@@ -229,7 +228,6 @@ def test_bad_input_is_one_line_and_leaves_nothing_behind(files, tmp_path):
     assert not workdir.exists()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("session", "published"), [("201025", 0.471), ("210225", 0.412)])
 def test_recorded_v4_is_predicted_as_well_as_by_scikit_learn(session, published):
     layer = DATA / f"networks/lite0_{session}_blocks.npz"

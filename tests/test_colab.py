@@ -80,7 +80,7 @@ def test_was_run_whole_and_in_order_and_shows_figures(path):
 
 @pytest.mark.parametrize(
     "path",
-    [pytest.param(path, id=path.stem, marks=pytest.mark.slow if path.stem != "quickstart" else ()) for path in NOTEBOOKS],
+    [pytest.param(path, id=path.stem, marks=pytest.mark.slow) for path in NOTEBOOKS],
 )
 def test_runs_from_the_first_cell_to_the_last(path, tmp_path):
     out = tmp_path / path.name

@@ -3,6 +3,8 @@ from test_experiments import assert_refused
 
 from experiments import cumulants
 
+pytestmark = pytest.mark.slow  # a whole study
+
 
 @pytest.fixture(scope="module")
 def results(conduct):

@@ -209,7 +209,7 @@ def test_scores_do_not_depend_on_the_units_of_measurement(pair, plain, scale):
 
 
 def test_lanes_of_a_vmap_are_the_problems_alone(pair, plain):
-    names = ("soft_match", "ridge", "nnls", "procrustes", "cca", "rsa", "mutual_knn")  # one of each kind of computation
+    names = (*FEW, "nnls", "mutual_knn")
     ids = np.arange(403) % 5
     lanes = jax.jit(jax.vmap(lambda x: sp.align(x, pair[1], metrics=names, folds=ids)))(np.stack([pair[0][::-1], pair[0]]))
     for name in names:
@@ -238,11 +238,14 @@ def test_moment_form_and_gram_form_agree():
 
 
 SMOOTH = [metric for metric in sp.metrics.resolve(NAMES) if metric.differentiable]
+FEW = ["soft_match", "ridge", "procrustes", "cca", "rsa"]  # one of each kind of computation
 ALL_AT_ONCE = [metric for metric in SMOOTH if not metric.name.startswith("cumulant_")]  # those: test_cumulants.py
 
 
-def test_gradients_are_those_of_finite_differences():
+@pytest.mark.parametrize("names", [FEW, pytest.param(None, marks=pytest.mark.slow)], ids=["few", "all"])
+def test_gradients_are_those_of_finite_differences(names):
     """Of every metric, with a unit on each side that is dead; finite where sides are equal, and where patterns are constant."""
+    several = sp.metrics.resolve(names) if names else ALL_AT_ONCE
     rng = np.random.default_rng(0)
     x = rng.exponential(size=(90, 5))
     y = x[:, :3] @ rng.normal(size=(3, 5)) + rng.exponential(size=(90, 5))
@@ -251,8 +254,8 @@ def test_gradients_are_those_of_finite_differences():
     with jax.enable_x64(True):
 
         def means(x, y):
-            scores = sp.align(x, y, ALL_AT_ONCE, folds=np.arange(90) % 3)
-            return (stacked := jnp.stack([scores[metric.name].mean for metric in ALL_AT_ONCE])), stacked
+            scores = sp.align(x, y, several, folds=np.arange(90) % 3)
+            return (stacked := jnp.stack([scores[metric.name].mean for metric in several])), stacked
 
         gradients = jax.jit(jax.jacrev(means, (0, 1), has_aux=True))  # one program for all, for it is large
         found, of_equal, of_constant = (
@@ -260,7 +263,7 @@ def test_gradients_are_those_of_finite_differences():
         )
         ends = [gradients(*(v + sign * 1e-5 * move for v, move in zip((x, y), moves, strict=True)))[1] for sign in (1, -1)]
     slopes = sum(np.sum(np.asarray(of_side) * move, axis=(1, 2)) for of_side, move in zip(found, moves, strict=True))
-    for metric, slope, after, before in zip(ALL_AT_ONCE, slopes, *ends, strict=True):
+    for metric, slope, after, before in zip(several, slopes, *ends, strict=True):
         np.testing.assert_allclose(slope, (after - before) / 2e-5, rtol=1e-5, atol=1e-8, err_msg=metric.name)
         assert slope != 0, metric.name
     jax.tree.map(lambda leaf: np.testing.assert_array_equal(np.isfinite(leaf), True), (found, of_equal, of_constant))

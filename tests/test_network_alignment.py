@@ -8,6 +8,8 @@ import superpos as sp
 from experiments import network_alignment
 from superpos import networks
 
+pytestmark = pytest.mark.slow  # a whole study
+
 ROW = {"layer", "metric", "comparison", "mean", "std", "ci95", "n_seeds", "n_pairs"}
 
 
@@ -76,7 +78,6 @@ def compared(files, conduct):
     return conduct(network_alignment, config)
 
 
-@pytest.mark.slow
 def test_files_are_scored_as_align_scores_them(compared, files):
     run, results = compared
     rows = {row["comparison"]: row for row in results["rows"]}
@@ -95,7 +96,6 @@ def test_files_are_scored_as_align_scores_them(compared, files):
     assert difference["mean"] == pytest.approx(rows["sae->sae"]["mean"] - scored["mean"], abs=1e-5)
 
 
-@pytest.mark.slow
 def test_what_the_views_are_like_is_told(compared):
     _, results = compared
     told = {(row["side"], row["view"]): row for row in results["views"]}

@@ -9,6 +9,8 @@ from test_experiments import small_study
 import superpos as sp
 from experiments import sae_sweep
 
+pytestmark = pytest.mark.slow  # a whole study
+
 
 def small():
     config = sae_sweep.get_config()

@@ -30,6 +30,7 @@ def scores(moments):
     return {name: score.mean for name, score in sp.score(moments, theory.PREDICTED).items()}
 
 
+@pytest.mark.slow
 def test_predictions_agree_with_a_large_sample(pair):
     a, b, x, y = pair
     moments = sp.moments.init(5, 5, 3, sp.reads(theory.PREDICTED))

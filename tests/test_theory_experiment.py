@@ -4,6 +4,8 @@ import pytest
 from experiments import theory
 from superpos.results import Run
 
+pytestmark = pytest.mark.slow  # a whole study
+
 METRICS = ("semi_match", "permutation_match", "cka")
 MATCHING = METRICS[:2]
 

@@ -9,6 +9,8 @@ from scipy.stats import spearmanr
 import superpos as sp
 from experiments import feature_recovery, performance, toys
 
+pytestmark = pytest.mark.slow  # a whole study
+
 
 def shrink(config):
     config.n_hidden = (4,)
@@ -47,7 +49,6 @@ def performed(conduct):
     return config, *conduct(performance, config)
 
 
-@pytest.mark.slow
 def test_a_model_that_stops_early_is_one_that_was_trained_so_long(performed):
     config, run, _ = performed
     state = sp.sweeps.load(run.path / "sweep").load(seed=1, n_hidden=4, probability="0.2", toy_steps=5.0)
@@ -68,7 +69,6 @@ def test_a_model_that_stops_early_is_one_that_was_trained_so_long(performed):
     np.testing.assert_allclose(state["toy"]["W"], params["W"], atol=1e-6)
 
 
-@pytest.mark.slow
 def test_training_longer_reconstructs_better(performed):
     _, _, results = performed
     fvu = {row["toy_steps"]: row["mean"] for row in results["rows"] if row["measure"] == "fvu"}
