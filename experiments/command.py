@@ -265,8 +265,6 @@ def _print(results: dict[str, Any], run: Run) -> None:
             print(tabulate([_readable(row) for row in rows], headers="keys", floatfmt=".3f"))
     for row in results.get("doubts", ()):
         print(f"\ndoubt ({row['check']}): {row['doubt']}")
-    if "answer" in results:
-        print(f"\n{results['answer']}")
     spent = ", ".join(f"{stage} {value:.0f} s" for stage, value in results["seconds"].items())
     print(f"\n{spent}; results in {run.path}/, figure in {run.figure}")
     if "answer" in results:
