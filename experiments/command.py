@@ -47,7 +47,9 @@ def main(
     Bad input ends in one line on standard error and exit status 2, a disk that is full in one and status 1. SIGINT and SIGTERM
     end it, with status 130 and 143, when what is being computed has been saved; a second one ends it at once.
     """
-    config.format = "png"
+    of_figures = "format" not in config  # it may be that of other files
+    if of_figures:
+        config.format = "png"
     if {"--help", "-h", "-help"} & set(sys.argv[1:]):
         _print_help(name, config, compute, presets)
         return
@@ -62,7 +64,7 @@ def main(
         try:
             _check_types(defaults, config)
             start_jax(distributed.value)
-            run = _open(name, config, files, workdir.value)
+            run = _open(name, config, files, workdir.value, of_figures)
             results = _results(run, config, compute)
             if not run.keeps:
                 return
@@ -99,7 +101,7 @@ def _print_help(name: str, config: ConfigDict, compute: Callable[..., Any], pres
         print(f"  --preset={preset}  # " + ", ".join(f"{field}={value}" for field, value in values.items()))
     print(f"  --workdir=results/{name}  # holds one configuration; the same command goes on where it was stopped")
     print("  --distributed=False  # several processes share the work")
-    print(f"\nExample: superpos {name} --config.seed=1 --config.format=pdf --workdir=results/{name}_1")
+    print(f"\nExample: superpos {name} --config.seed=1 --workdir=results/{name}_1")
 
 
 def _preset(config: ConfigDict, presets: Mapping[str, Mapping[str, Any]]) -> None:
@@ -234,7 +236,7 @@ def _handle_signals() -> None:
     threading.Thread(target=listen, daemon=True).start()
 
 
-def _open(name: str, config: ConfigDict, files: Sequence[str], workdir: str) -> Run:
+def _open(name: str, config: ConfigDict, files: Sequence[str], workdir: str, of_figures: bool) -> Run:
     """The run of a configuration, if it is one."""
     if not 0 <= config.seed < 2**32:
         raise ValueError(f"config.seed must be between 0 and {2**32 - 1}, got {config.seed}.")
@@ -242,7 +244,8 @@ def _open(name: str, config: ConfigDict, files: Sequence[str], workdir: str) -> 
     inputs = {field: data.fingerprints(config[field]) for field in files if config[field]}
     described = {**config.to_dict(), **({"sha256": inputs} if inputs else {})}
     described.pop("chunk", None)  # how it is computed, not what: a run may go on with another
-    return Run(workdir, name, described, keeps=jax.process_index() == 0, figure_format=described.pop("format"))
+    drawn = described.pop("format") if of_figures else "png"
+    return Run(workdir, name, described, keeps=jax.process_index() == 0, figure_format=drawn)
 
 
 def _results(run: Run, config: ConfigDict, compute: Callable[[ConfigDict, Run], dict[str, Any]]) -> Any:

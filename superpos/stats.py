@@ -596,7 +596,8 @@ def block_bootstrap(
     around = np.concatenate([values, values])
     sums = np.concatenate([[0.0], np.cumsum(around)])
     means = np.mean(sums[starts + length] - sums[starts], axis=1) / length
-    return {"mean": values.mean(), "standard_error": means.std(ddof=1), "ci95": np.percentile(means, [2.5, 97.5]).tolist()}
+    interval = np.percentile(means, [2.5, 97.5]).tolist()
+    return {"mean": float(values.mean()), "standard_error": float(means.std(ddof=1)), "ci95": interval}
 
 
 def lag_one(

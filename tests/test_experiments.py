@@ -212,6 +212,7 @@ def test_align_scores_every_comparison(activations, conduct):
     assert rows["neuron->neuron"]["mean"] == pytest.approx(float(expected), abs=1e-5)
 
 
+@pytest.mark.slow
 def test_align_takes_trained_saes(activations, conduct, tmp_path):
     config = small_align(activations)
     config.comparisons = ("neuron->neuron", "sae->neuron", "random_sae->neuron")
@@ -250,7 +251,7 @@ BAD = [
         ["--config.source={}/a.npy", "--config.target={}/a.npy", "--config.sae.k=25"],
         "k must be a whole number between 1 and n_latents = 24",
     ),
-    (["--config.source={}/a.npy", "--config.target={}/a.npy", "--config.metrics=('cosine',)"], "got 'cosine'"),
+    (["--config.source={}/a.npy", "--config.target={}/a.npy", "--config.metrics=('cosine',)"], "is called 'cosine'"),
     (["--config.source={}/a.npy", "--config.target={}/a.npy", "--config.n_folds=100"], "number of samples, 60, got 100"),
     (["--config.train_fraction=2", "--config.source={}/a.npy", "--config.target={}/a.npy"], "config.train_fraction must be"),
     (
@@ -266,7 +267,7 @@ BAD = [
     (["stray"], "unexpected argument 'stray'"),
     (["--config.metrics=None"], "config.metrics must hold values of type str, as ('semi_match', "),
     (["--config.metrics=(1, 'cka')"], "config.metrics must hold values of type str"),
-    (["--config.metrics=('a',)", "--config.source={}/a.npy", "--config.target={}/a.npy", "--config.metrics=('b',)"], "got 'b'"),
+    (["--config.metrics=('a',)", "--config.source={}/a.npy", "--config.target={}/a.npy", "--config.metrics=('b',)"], "is called 'b'"),
     (["--config.sae.k=4", "--config.sae=None"], "Flag --config.sae is provided after --config.sae.k"),
     (["--config.sae={{}}"], "config.sae.architecture must be given, as 'topk' is"),
     (["--workdir={}/a.npy"], "workdir must be a folder, but"),

@@ -310,7 +310,7 @@ def test_metrics_are_hashable_and_named():
 @pytest.mark.parametrize(
     ("metrics", "message"),
     [
-        ("nonsense", "got 'nonsense'"),
+        ("nonsense", "is called 'nonsense'"),
         (["ridge", sp.metrics.Ridge()], "'ridge' twice"),
         ([], "empty"),
         ([3], "got 3"),

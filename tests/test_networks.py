@@ -152,7 +152,8 @@ def test_images_do_not_know_of_each_other(name, images):
         np.testing.assert_array_equal(values[2], others[layer][2])
 
 
-@pytest.mark.parametrize("name", ["cnn", pytest.param("vit", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["cnn", "vit"])
 def test_one_seed_alone_equals_the_same_among_others(name):
     model, data_key = networks.Classifier(SHALLOW[name], (16, 16, 3)), jax.random.key(5)
     keys = jax.random.split(jax.random.key(0), 3)

@@ -129,7 +129,10 @@ def test_chance_is_where_unrelated_sides_are(pair):
     assert results["feature_recovery"].null.min() > 0.05
 
 
-@pytest.mark.parametrize("name", ["ridge", "soft_match", "partial_soft_match", "permutation_match", "jaccard", "rsa", "cka"])
+MATCHING = ("soft_match", "partial_soft_match", "permutation_match", "jaccard")
+
+
+@pytest.mark.parametrize("name", ["ridge", "rsa", "cka", *(pytest.param(name, marks=pytest.mark.slow) for name in MATCHING)])
 def test_weights_of_target_units(pair, name):
     """Weights that are alike change nothing; where one unit has all of it, its score is the score, replicates alike."""
     x, y = (np.maximum(side, 0) for side in pair)

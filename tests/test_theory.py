@@ -74,7 +74,9 @@ def test_rotating_further_matches_less():
     assert (np.diff(scores) < 0).all()
 
 
-@pytest.mark.parametrize(("n_features", "n_units"), [(64, 8), (64, 32), (256, 64)])
+@pytest.mark.parametrize(
+    ("n_features", "n_units"), [(64, 8), *(pytest.param(*sizes, marks=pytest.mark.slow) for sizes in ((64, 32), (256, 64)))]
+)
 def test_random_arrangements_score_what_the_formula_says(n_features, n_units):
     rng = np.random.default_rng(0)
     semi, one_to_one = [], []

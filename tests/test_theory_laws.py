@@ -27,10 +27,10 @@ def mean_scores(n_features, n_units, family, overlap, n_pairs):
 @pytest.mark.parametrize(
     ("n_features", "n_units", "family", "overlap", "n_pairs"),
     [
-        (32, (4, 4), "gaussian", 1.0, 300),
+        pytest.param(32, (4, 4), "gaussian", 1.0, 300, marks=pytest.mark.slow),
         (64, (16, 16), "tight", 0.5, 100),
-        (64, (16, 16), "unit_norm", 1.0, 100),
-        (128, (128, 128), "gaussian", 0.5, 8),
+        pytest.param(64, (16, 16), "unit_norm", 1.0, 100, marks=pytest.mark.slow),
+        pytest.param(128, (128, 128), "gaussian", 0.5, 8, marks=pytest.mark.slow),
     ],
 )
 def test_laws_are_within_three_percent_of_simulation(n_features, n_units, family, overlap, n_pairs):
@@ -192,6 +192,7 @@ def test_features_that_occur_together_add_cross_cumulants():
     assert covariance > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("overlap", "tolerance"), [(0.0, 0.1), (0.5, 0.3)])
 def test_standard_error_of_a_cokurtosis(overlap, tolerance):
     n_features, n_units, n, p = 24, 12, 4000, 0.2
