@@ -161,8 +161,9 @@ def compute(config: ConfigDict, run: Run) -> dict[str, Any]:
     rows = command.renamed(compared.over_units(config.minimum), pair="layer")
     tested = [pair for pair in DIFFERENCES if set(pair) <= set(planned.comparisons)]
     differences = command.renamed(compared.differences(tested), pair="layer")
-    metric = planned.metrics[0].name
-    best = max(plotting.where(rows, comparison="sae->site", metric=metric), key=lambda row: row["mean"])["layer"]
+    metric, distance = planned.metrics[0].name, planned.metrics[0].distance
+    scored = plotting.where(rows, comparison="sae->site", metric=metric)
+    best = min(scored, key=lambda row: row["mean"] * (1 if distance else -1))["layer"]
     explained = compared.explanations(best, "sae->site", config.n_top)
     images = [row.pop("samples") for row in explained]
     latents = [{"layer": best, **row} for row in command.renamed(explained, unit="latent", targets="sites")]

@@ -40,7 +40,7 @@ def get_config() -> ConfigDict:
     config.n_samples = (100, 600, 5_000)
     config.related = (False, True)
     config.grouped = (False, True)
-    config.truth = 2_000_000  # samples of further worlds that tell the truth
+    config.truth = 2_000_000  # samples of further worlds that tell the truth; 0: the worlds' own mean is taken for it
     config.metrics = ("ridge", "ols", "semi_match", "soft_match", "permutation_match", "cka", "cca", "procrustes")
     config.n_folds = 5
     config.n_blocks = 10
@@ -49,7 +49,7 @@ def get_config() -> ConfigDict:
 
 
 def world(
-    key: Key[Array, ""], n_samples: int, *, related: bool, grouped: bool
+    key: Key[Array, ""], n_samples: int, *, related: bool | Array, grouped: bool
 ) -> tuple[Float[Array, "n source"], Float[Array, "n source"], Float[Array, "n target"]]:
     """Two sources and a target. The target mixes what the sources share where they are related; the second has more noise."""
     keys = jax.random.split(key, 5)
@@ -64,13 +64,13 @@ def world(
 
     shared = noise(keys[0], UNITS[0])
     first = shared + 0.5 * noise(keys[1], UNITS[0])
-    second = shared + (1.0 if related else 0.5) * noise(keys[2], UNITS[0])
+    second = shared + (0.5 + 0.5 * related) * noise(keys[2], UNITS[0])
     mixing = jax.random.normal(jax.random.key(0), UNITS) / UNITS[0] ** 0.5  # of all worlds
     return first, second, noise(keys[3], UNITS[1]) + related * 0.6 * shared @ mixing
 
 
-@functools.partial(jax.jit, static_argnames=("n_samples", "metrics", "related", "grouped", "sizes"))
-def measure(keys: Array, n_samples: int, metrics: Any, related: bool, grouped: bool, sizes: Any) -> dict[str, list[Any]]:
+@functools.partial(jax.jit, static_argnames=("n_samples", "metrics", "grouped", "sizes"))
+def measure(keys: Array, related: Array, n_samples: int, metrics: Any, grouped: bool, sizes: Any) -> dict[str, list[Any]]:
     """Of each key's world the alignment of both sources, with replicates where `sizes` has blocks and parts."""
     groups = jnp.arange(n_samples) // GROUP if grouped else None
     n_folds, blocks = sizes
@@ -119,13 +119,16 @@ def compute(config: ConfigDict, run: Run) -> dict[str, Any]:
     for related, grouped, n_samples in ((r, g, n) for r in config.related for g in config.grouped for n in config.n_samples):
         n_blocks = min(config.n_blocks, n_samples // (GROUP if grouped else 1) // config.n_folds)
         keys = jax.random.split(jax.random.key(config.seed), config.n_worlds + -(-config.truth // n_samples))
-        setting = {"n_samples": n_samples, "metrics": metrics, "related": related, "grouped": grouped}
-        found = jax.device_get(measure(keys[: config.n_worlds], **setting, sizes=(config.n_folds, (n_blocks, config.n_parts))))
-        more = jax.device_get(measure(keys[config.n_worlds :], **setting, sizes=(config.n_folds, None)))
+        setting = {"related": jnp.float32(related), "n_samples": n_samples, "metrics": metrics, "grouped": grouped}
+        blocks = n_blocks, config.n_parts
+        found = jax.device_get(measure(keys[: config.n_worlds], **setting, sizes=(config.n_folds, blocks)))
+        nothing: Any = {name: [np.zeros(0), np.zeros(0)] for name in found}
+        further = config.truth and measure(keys[config.n_worlds :], **setting, sizes=(config.n_folds, None))
+        more = jax.device_get(further or nothing)
         for name, (first, second) in found.items():
             less = jax.tree.map(np.subtract, second, first)
-            further = [*more[name], more[name][1] - more[name][0]]
-            for what, drawn, rest in zip(("first", "second", "difference"), (first, second, less), further, strict=True):
+            rests = [*more[name], more[name][1] - more[name][0]]
+            for what, drawn, rest in zip(("first", "second", "difference"), (first, second, less), rests, strict=True):
                 each = [jax.tree.map(lambda leaf, i=i: leaf[i], drawn) for i in range(config.n_worlds)]
                 truth = float(np.concatenate([drawn.mean, rest]).mean())
                 at = {"metric": name, "related": related, "grouped": grouped, "n_samples": n_samples, "score": what}

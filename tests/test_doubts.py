@@ -1,5 +1,7 @@
 """Each doubt where there is reason for it, and none of correct data."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +11,7 @@ import superpos as sp
 from superpos import views
 from superpos.activations import Side
 from superpos.comparison import compare, doubts
+from superpos.comparison.settings import spread
 from superpos.metrics import Score
 
 SAE = views.SAE(expansion=2, k=2, steps=2, batch_size=16)
@@ -44,6 +47,21 @@ def test_a_silent_site_is_counted_and_what_the_mean_would_be():
     mean = found.summary()[0]["mean"]
     assert doubt.startswith("1 of 4 target units of source->target")
     assert f"would be {mean * 3 / 4:.3f}, not {mean:.3f}" in doubt
+
+
+def test_less_of_a_distance_is_better_and_its_zero_is_not_chance():
+    x, _ = sides()
+    both = {"pca": views.PCA(), "neuron": views.Neuron()}
+    found = compare(x, x, both, ("pca->neuron", "neuron->neuron"), metrics="soft_match_distance", n_blocks=4)
+    assert found.answer().startswith("neuron->neuron is below pca->neuron by soft_match_distance, a distance")
+    assert "chance" not in {doubt.check for doubt in found.doubts}
+
+
+def test_settings_reach_what_is_of_what_is_of_the_sae():
+    known = {"neuron": views.Neuron(), "sae": SAE, "few": views.Top(views.Untrained(SAE))}
+    changed, _, names = spread(known, ("neuron->neuron", "few->neuron"), {"k": (1, 2)})
+    assert names == {"k=1": {"few->neuron": "few k=1->neuron"}}
+    assert changed["few k=1"].of.of.k == 1
 
 
 def test_copies_dependence_patches_and_small_folds():
@@ -94,6 +112,18 @@ def test_an_sae_that_has_learned_nothing(tmp_path):
     assert curve["agree"] == np.mean(np.sign(list(means.values())) == np.sign(means["chosen"]))
     assert curve["mean"] == pytest.approx(np.mean(list(means.values())), abs=1e-6)
     assert curve["ci95"][0] < curve["mean"] < curve["ci95"][1]
+    assert ("spread" in checks) == (
+        curve["rows"][1]["mean"] - curve["rows"][0]["mean"] > abs(means["chosen"]) and not row["ci95"][0] <= 0 <= row["ci95"][1]
+    )
+    for other, expected in ((0.012, False), (0.05, True)):  # a difference of 0.01, and what it is in another setting
+        cells = dict(found.cells)
+        for name, shift in (("sae->neuron", 0.01), ("sae k=1->neuron", other)):
+            cells["source->target", ("source", "target"), name] = {
+                metric: {**scores, **{at: scores[at] + shift for at in ("mean", "folds", "replicates")}}
+                for metric, scores in found.cells["source->target", ("source", "target"), "neuron->neuron"].items()
+            }
+        told = list(doubts._spread(dataclasses.replace(found, cells=cells)))
+        assert ["+0.010, and +0.010 to +0.050 over 2 settings" in doubt for doubt in told] == [True] * expected
     found.write(tmp_path)
     lines = (tmp_path / "units.csv").read_text().splitlines()
     assert lines[0] == "label,source,target,comparison,metric,seed,unit,score"

@@ -60,7 +60,10 @@ def _metrics(compared: "Comparison") -> Iterator[str]:
 def _chance(compared: "Comparison") -> Iterator[str]:
     """Neurons that tell nothing of each other: rows in another order, or of another session."""
     of_label: dict[str, list[dict[str, Any]]] = {}
+    distances = {metric.name for metric in compared.plan.metrics if metric.distance}  # at 0 these are alike
     for row in compared.summary():
+        if row["metric"] in distances:
+            continue
         source, target = (compared.plan.view(side, name) for side, name in compared.ends_of(row["pair"], row["comparison"]))
         fitted = any(
             np.any(scores.get("crossed", 0)) for scores in compared.cells_of(row["pair"], row["comparison"], row["metric"])
@@ -115,6 +118,33 @@ def _explained(compared: "Comparison") -> Iterator[str]:
                 f"{name} of {side} explains {shown:.0%} of the variance of samples that it was not fitted on{beside}: "
                 "what it does not explain is missing from its latents. Train on more samples, or raise k."
             )
+
+
+def _spread(compared: "Comparison") -> Iterator[str]:
+    """Differences that are shown, but that another setting of the SAE changes by more than they are."""
+    plan = compared.plan
+    varied = dict.fromkeys(name for of in plan.settings.values() for name in of)
+    first = plan.comparisons[0]
+    for name in varied:
+        if name == first or any(_root(plan.known, end, Untrained) for end in ends(name)):
+            continue
+        for label, curve in compared.curve(name, first).items():
+            low, high = curve["rows"][0]["mean"], curve["rows"][-1]["mean"]
+            chosen = curve["rows"][curve["rank"] - 1]
+            shown = chosen["ci95"] is None or chosen["ci95"][0] > 0 or chosen["ci95"][1] < 0
+            if shown and high - low > abs(chosen["mean"]):
+                yield (
+                    f"{name} - {first} of {label} is {chosen['mean']:+.3f}, and {low:+.3f} to {high:+.3f} over "
+                    f"{curve['n_settings']} settings: the setting changes it by more than it is. Tell the whole curve."
+                )
+
+
+def _root(views: Any, name: str, kind: type) -> bool:
+    """Whether a view is of a kind, or is of one that is."""
+    view = views.get(name)
+    while view is not None and not isinstance(view, kind):
+        view = view.of
+    return view is not None
 
 
 def _rows(compared: "Comparison") -> Iterator[str]:
@@ -235,6 +265,7 @@ CHECKS: dict[str, Callable[["Comparison"], Iterator[str]]] = {
     "chance": _chance,
     "untrained": _untrained,
     "explained": _explained,
+    "spread": _spread,
     "rows": _rows,
     "folds": _folds,
     "dropped": _dropped,

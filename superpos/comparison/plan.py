@@ -77,9 +77,15 @@ class Plan:
         asked = (asked,) if isinstance(asked, str) else asked
         self.settings: dict[str, dict[str, str]] = {}  # what comparisons are called in each setting but the chosen one
         if settings:
+            listed_once = list(dict.fromkeys(itertools.chain(*asked.values()))) if isinstance(asked, Mapping) else asked
+            views, every, self.settings = spread(views, listed_once, settings)
             if isinstance(asked, Mapping):
-                raise ValueError("settings are for comparisons that are the same for all labels, got those of each label.")
-            views, asked, self.settings = spread(views, asked, settings)
+                varied = self.settings.values()
+                asked = {
+                    label: [*own, *(of[name] for of in varied for name in own if name in of)] for label, own in asked.items()
+                }
+            else:
+                asked = every
         if isinstance(asked, Mapping) and set(asked) != set(self.pairs):
             raise ValueError(f"comparisons must have the labels of pairs, {', '.join(self.pairs)}, got {', '.join(asked)}.")
         self.of_label = {label: tuple(asked.get(label, ()) if isinstance(asked, Mapping) else asked) for label in self.pairs}

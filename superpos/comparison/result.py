@@ -274,37 +274,40 @@ class Comparison:
     def answer(self, pairs: Sequence[tuple[str, str]] | None = None) -> str:
         """One sentence: whether the comparison of interest is above the first one, by how much, and beside its best rival.
 
-        It is by the first metric. Where `settings` were compared, it says where in their curve the difference lies.
+        It is by the first metric; of a distance it tells whether it is below. Where `settings` were compared, it says where in
+        their curve the difference lies.
 
         Args:
             pairs: as in `differences`, the one in question first; by default "sae->sae", or else the second comparison, less
                 the first.
         """
         varied = {name for of in self.plan.settings.values() for name in of.values()}
-        names, metric = [name for name in self.plan.comparisons if name not in varied], self.plan.metrics[0].name
+        names, metric = [name for name in self.plan.comparisons if name not in varied], self.plan.metrics[0]
+        sign, better = (-1, "below") if metric.distance else (1, "above")
         a, b = next(iter(pairs)) if pairs else ("sae->sae" if "sae->sae" in names[1:] else names[:2][-1], names[0])
         if a == b:
             return f"One comparison was made, {a}: there is nothing to compare it with."
         others = [name for name in names if name not in (a, b)]
         rivals = [name for name in others if ends(name)[1] == ends(a)[1]] or others
-        rows = [row for row in self.differences([(a, b), *((a, rival) for rival in rivals)]) if row["metric"] == metric]
+        rows = [row for row in self.differences([(a, b), *((a, rival) for rival in rivals)]) if row["metric"] == metric.name]
         if not rows:
             return f"{a} and {b} have no scores that could be compared."
         curves = self.curve(a, b) if self.plan.settings else {}
-        told, above = [], 0
+        told, shown = [], 0
         for label in dict.fromkeys(row["pair"] for row in rows):
             first, *rest = [row for row in rows if row["pair"] == label]
-            above += bool(first["ci95"] and first["ci95"][0] > 0)
+            shown += bool(first["ci95"] and min(sign * end for end in first["ci95"]) > 0)
             text = f"{label}: {_signed(first)}"
             if rest:
-                rival = min(rest, key=lambda row: row["mean"])
+                rival = min(rest, key=lambda row: sign * row["mean"])
                 text += f", and {_signed(rival)} from its best rival, {rival['difference'].split(' - ')[1]}"
             if label in curves:
                 curve = curves[label]
                 text += f", rank {curve['rank']} of {curve['n_settings']} settings, {curve['agree']:.0%} of the same sign"
             told.append(text)
-        where = f" in {above} of {len(told)}" if len(told) > 1 else ""
-        verdict = f"{a} is {'above' if above else 'not shown to be above'} {b} by {metric}{where}: {'; '.join(told)}"
+        where = f" in {shown} of {len(told)}" if len(told) > 1 else ""
+        by = f"{metric.name}{', a distance' if metric.distance else ''}"
+        verdict = f"{a} is {'' if shown else 'not shown to be '}{better} {b} by {by}{where}: {'; '.join(told)}"
         remarks = sorted({row["given"] for row in rows if row["given"]})
         if not curves and any(isinstance(view, SAE) for view in self._fitted(self.plan.pairs[rows[0]["pair"]][0], [a, b])):
             remarks.append("one of many settings of the SAE")

@@ -41,17 +41,12 @@ def spread(
             raise ValueError(f"settings must give values of {', '.join(fields)}, got {name!r}: {values!r}{hint}.")
     all_views, all_comparisons, names = dict(views), list(comparisons), {}
     for values in itertools.product(*settings.values()):
-        changed = dict(zip(settings, values, strict=True))
-        other = dataclasses.replace(chosen, **changed)
+        setting = dict(zip(settings, values, strict=True))
+        other = dataclasses.replace(chosen, **setting)
         if other == chosen:
             continue
-        label = " ".join(f"{name}={value}" for name, value in changed.items())
-        varied: dict[str, View] = {}
-        for name, view in views.items():
-            if view == chosen:
-                varied[name] = other
-            elif view.of == chosen:
-                varied[name] = dataclasses.replace(view, of=other)  # type: ignore[type-var]
+        label = " ".join(f"{name}={value}" for name, value in setting.items())
+        varied = {name: changed for name, view in views.items() if (changed := _of(view, chosen, other)) != view}
         renamed = {name: f"{name} {label}" for name in varied}
         mine = {
             comparison: "->".join(renamed.get(end, end) for end in ends(comparison))
@@ -63,3 +58,11 @@ def spread(
         all_comparisons += mine.values()
         names[label] = mine
     return all_views, tuple(all_comparisons), names
+
+
+def _of(view: Any, chosen: View, other: View) -> Any:
+    """The view with another SAE in the place of the chosen one, however deep."""
+    if view == chosen:
+        return other
+    of = None if view.of is None else _of(view.of, chosen, other)
+    return view if of == view.of else dataclasses.replace(view, of=of)
