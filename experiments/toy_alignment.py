@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 import superpos as sp
 from experiments import COMPARISONS, command, toys
 from superpos import plotting
-from superpos.comparison import ends, views_of
+from superpos.comparison import ends, rivals, views_of
 from superpos.results import Run
 
 # The published protocol; by default there are fewer seeds and samples, and no supervised network, so that it ends in minutes.
@@ -83,11 +83,11 @@ def answer(rows: Sequence[dict[str, Any]]) -> str:
     sentences, metric = [], rows[0]["metric"]
     for n_hidden in plotting.column(rows, "n_hidden"):
         means = {row["comparison"]: row["mean"] for row in plotting.where(rows, n_hidden=n_hidden, metric=metric)}
-        asked, known = [means.pop(f"{name}->{name}", None) for name in ("sae", "neuron")], ("oracle", "supervised")
-        controls = [name for name in means if len(set(ends(name))) == 1 and ends(name)[0] not in known]
+        asked = [means.get(f"{name}->{name}") for name in ("sae", "neuron")]
+        controls = rivals("sae->sae", "neuron->neuron", means)
         if None in asked or not controls:
             continue
-        best = max(controls, key=means.__getitem__)
+        best = (min if sp.metrics.resolve(metric)[0].distance else max)(controls, key=means.__getitem__)
         latents, neurons = (f"{mean:.2f}" for mean in asked)
         sentences.append(
             f"With {n_hidden} hidden units latents have {latents} ({metric}), neurons {neurons}, "

@@ -170,6 +170,11 @@ def check_live(name: str, array: np.ndarray, ids: ArrayLike, n_folds: int) -> No
         live = np.all([part.max(axis=0) > part.min(axis=0) for part in parts], axis=0)
         if live.any():
             return
+    fewest = min(map(len, rows))
+    if fewest < 2 and np.any(array.max(axis=0) > array.min(axis=0)):
+        raise ValueError(
+            f"{name} has {len(ids)} scored samples in {n_folds} folds, one of which has {fewest}: use fewer folds."
+        )
     raise no_live_unit(name, live.size)
 
 

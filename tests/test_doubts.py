@@ -54,6 +54,8 @@ def test_less_of_a_distance_is_better_and_its_zero_is_not_chance():
     both = {"pca": views.PCA(), "neuron": views.Neuron()}
     found = compare(x, x, both, ("pca->neuron", "neuron->neuron"), metrics="soft_match_distance", n_blocks=4)
     assert found.answer().startswith("neuron->neuron is below pca->neuron by soft_match_distance, a distance")
+    lost = found.answer([("pca->neuron", "neuron->neuron")])
+    assert lost.startswith("pca->neuron is above neuron->neuron by soft_match_distance")
     assert "chance" not in {doubt.check for doubt in found.doubts}
 
 

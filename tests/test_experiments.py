@@ -267,7 +267,10 @@ BAD = [
     (["stray"], "unexpected argument 'stray'"),
     (["--config.metrics=None"], "config.metrics must hold values of type str, as ('semi_match', "),
     (["--config.metrics=(1, 'cka')"], "config.metrics must hold values of type str"),
-    (["--config.metrics=('a',)", "--config.source={}/a.npy", "--config.target={}/a.npy", "--config.metrics=('b',)"], "is called 'b'"),
+    (
+        ["--config.metrics=('a',)", "--config.source={}/a.npy", "--config.target={}/a.npy", "--config.metrics=('b',)"],
+        "is called 'b'",
+    ),
     (["--config.sae.k=4", "--config.sae=None"], "Flag --config.sae is provided after --config.sae.k"),
     (["--config.sae={{}}"], "config.sae.architecture must be given, as 'topk' is"),
     (["--workdir={}/a.npy"], "workdir must be a folder, but"),

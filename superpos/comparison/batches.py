@@ -1,7 +1,7 @@
 """The pure half of a comparison: scores of arrays, and of batches that are made in the program."""
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -32,6 +32,21 @@ def ends(comparison: str) -> tuple[str, str]:
     if not (source and arrow and target) or "->" in target:
         raise ValueError(f"A comparison must be two views with an arrow between them, such as sae->neuron, got {comparison!r}.")
     return source, target
+
+
+def rivals(comparison: str, base: str, names: Iterable[str]) -> list[str]:
+    """What could explain the gain of a comparison over its base: other views in place of its own, at the ends that it changes.
+
+    Views that were told the truth are no rivals.
+
+    >>> rivals("sae->sae", "neuron->neuron", ["sae->neuron", "random_sae->sae", "ica->ica", "oracle->oracle"])
+    ['ica->ica']
+    """
+
+    def of_end(mine: str, basic: str, other: str) -> bool:
+        return other == mine if mine == basic else other not in (mine, basic, "oracle", "supervised")
+
+    return [name for name in names if all(map(of_end, ends(comparison), ends(base), ends(name)))]
 
 
 def views_of(comparisons: Sequence[str]) -> list[str]:

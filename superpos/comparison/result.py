@@ -13,7 +13,7 @@ from jax.typing import ArrayLike
 
 from superpos import reliability, selectivity, stats
 from superpos.comparison import doubts
-from superpos.comparison.batches import ends
+from superpos.comparison.batches import ends, rivals
 from superpos.comparison.doubts import Doubt
 from superpos.metrics import Score
 from superpos.results import did_you_mean
@@ -272,10 +272,10 @@ class Comparison:
         return doubts.found(self)
 
     def answer(self, pairs: Sequence[tuple[str, str]] | None = None) -> str:
-        """One sentence: whether the comparison of interest is above the first one, by how much, and beside its best rival.
+        """One sentence: how the comparison of interest lies to the first one, beside its best rival.
 
-        It is by the first metric; of a distance it tells whether it is below. Where `settings` were compared, it says where in
-        their curve the difference lies.
+        It is by the first metric. Rivals are the comparisons that `rivals` names. Where `settings` were compared, it says where
+        in their curve the difference lies.
 
         Args:
             pairs: as in `differences`, the one in question first; by default "sae->sae", or else the second comparison, less
@@ -283,20 +283,22 @@ class Comparison:
         """
         varied = {name for of in self.plan.settings.values() for name in of.values()}
         names, metric = [name for name in self.plan.comparisons if name not in varied], self.plan.metrics[0]
-        sign, better = (-1, "below") if metric.distance else (1, "above")
+        sign, better, worse = (-1, "below", "above") if metric.distance else (1, "above", "below")
         a, b = next(iter(pairs)) if pairs else ("sae->sae" if "sae->sae" in names[1:] else names[:2][-1], names[0])
         if a == b:
             return f"One comparison was made, {a}: there is nothing to compare it with."
-        others = [name for name in names if name not in (a, b)]
-        rivals = [name for name in others if ends(name)[1] == ends(a)[1]] or others
-        rows = [row for row in self.differences([(a, b), *((a, rival) for rival in rivals)]) if row["metric"] == metric.name]
+        controls = rivals(a, b, names) or [name for name in names if name not in (a, b)]
+        rows = [
+            row for row in self.differences([(a, b), *((a, control) for control in controls)]) if row["metric"] == metric.name
+        ]
         if not rows:
             return f"{a} and {b} have no scores that could be compared."
         curves = self.curve(a, b) if self.plan.settings else {}
-        told, shown = [], 0
+        told, shown, lost = [], 0, 0
         for label in dict.fromkeys(row["pair"] for row in rows):
             first, *rest = [row for row in rows if row["pair"] == label]
-            shown += bool(first["ci95"] and min(sign * end for end in first["ci95"]) > 0)
+            gains = [sign * end for end in first["ci95"] or (0, 0)]
+            shown, lost = shown + (min(gains) > 0), lost + (max(gains) < 0)
             text = f"{label}: {_signed(first)}"
             if rest:
                 rival = min(rest, key=lambda row: sign * row["mean"])
@@ -305,9 +307,10 @@ class Comparison:
                 curve = curves[label]
                 text += f", rank {curve['rank']} of {curve['n_settings']} settings, {curve['agree']:.0%} of the same sign"
             told.append(text)
-        where = f" in {shown} of {len(told)}" if len(told) > 1 else ""
+        where = f" in {shown or lost} of {len(told)}" if len(told) > 1 else ""
         by = f"{metric.name}{', a distance' if metric.distance else ''}"
-        verdict = f"{a} is {'' if shown else 'not shown to be '}{better} {b} by {by}{where}: {'; '.join(told)}"
+        how = better if shown else worse if lost else f"not shown to be {better}"
+        verdict = f"{a} is {how} {b} by {by}{where}: {'; '.join(told)}"
         remarks = sorted({row["given"] for row in rows if row["given"]})
         if not curves and any(isinstance(view, SAE) for view in self._fitted(self.plan.pairs[rows[0]["pair"]][0], [a, b])):
             remarks.append("one of many settings of the SAE")
