@@ -54,12 +54,18 @@ def get_config() -> ConfigDict:
             "learning_rate": 3e-3,  # cosine decay
         }
     )
+    # Further values of the SAE: every combination is compared too, and the curve of all is printed. Off by default, since each
+    # trains SAEs of its own: such as --config.settings.k="(4,8)" --config.settings.expansion="(1.0,4.0)".
+    config.settings = ConfigDict({"k": (), "expansion": ()})
     return config
 
 
 def plan(config: ConfigDict) -> Plan:
     """What is compared, read and checked."""
     own: dict[str, dict[str, views.View]] = {side: {} for side in SIDES}
+    settings = command.settings(config)
+    if settings and (given := [f"config.{side}_sae" for side in SIDES if config[f"{side}_sae"]]):
+        raise ValueError(f"config.settings must be empty where an SAE is given, got {', '.join(settings)} beside {given[0]}.")
     for side in SIDES:
         if config[f"{side}_sae"]:
             loaded = views.Loaded(config[f"{side}_sae"])
@@ -84,6 +90,7 @@ def plan(config: ConfigDict) -> Plan:
             folds=config.n_folds,
             split=config.train_fraction,
             n_seeds=config.n_seeds,
+            settings=settings,
             key=jax.random.key(config.seed),
         )
 
@@ -94,7 +101,7 @@ def compute(config: ConfigDict, run: Run) -> dict[str, Any]:
     run.claim()
     compared = planned.run(run.path / "comparison", chunk=config.chunk or None)
     compared.refuse_missing()
-    tables = {"differences": compared.differences(), "views": compared.describe()}
+    tables = {"differences": compared.differences(), "views": compared.describe(), **command.curve(compared)}
     tables = {name: command.renamed(table) for name, table in tables.items()}
     said = {"doubts": command.doubts(compared), "answer": compared.answer()}
     return run.finish(command.renamed(compared.summary()), compared.seconds, **tables, **said, n_scored=compared.n_scored)

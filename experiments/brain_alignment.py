@@ -92,6 +92,9 @@ def get_config() -> ConfigDict:
             "penalty": 0.01,  # of the oracle
         }
     )
+    # Further values of the SAE: every combination is compared too, and the curve of all is printed. Off by default, since each
+    # trains SAEs of its own: such as --config.settings.k="(4,8)" --config.settings.expansion="(1.0,4.0)".
+    config.settings = ConfigDict({"k": (), "expansion": ()})
     return config
 
 
@@ -144,6 +147,7 @@ def plan(config: ConfigDict, recording: Recording, sides: dict[str, Side]) -> Pl
             pool="mean",
             n_seeds=config.n_seeds,
             n_blocks=config.n_blocks,
+            settings=command.settings(config),
             key=jax.random.key(config.seed),
         )
 
@@ -171,6 +175,7 @@ def compute(config: ConfigDict, run: Run) -> dict[str, Any]:
     top = None if recording.images is None else {"source": str(recording.image_source), "images": images}
     # Of each site the score by the first metric, mean over folds and SAEs.
     sites = {"metric": metric, "scores": compared.of_units(metric), "reliability": sides[BRAIN].reliability}
+    tables |= {name: command.renamed(table, pair="layer") for name, table in command.curve(compared, tested).items()}
     tables |= {"doubts": command.doubts(compared), "answer": compared.answer(tested)}
     return run.finish(rows, seconds | compared.seconds, **tables, top=top, sites=sites, n_scored=compared.n_scored)
 

@@ -298,6 +298,20 @@ def renamed(rows: Iterable[Mapping[str, Any]], **names: str) -> list[dict[str, A
     return [{names.get(name, name): value for name, value in row.items() if name != "over"} for row in rows]
 
 
+def settings(config: ConfigDict) -> dict[str, tuple[Any, ...]] | None:
+    """The grid of settings that a configuration names, for `Plan`; None where it names none."""
+    return {name: tuple(values) for name, values in config.settings.items() if values} or None
+
+
+def curve(compared: Any, pairs: Any = None) -> dict[str, list[dict[str, Any]]]:
+    """The specification curve of the question as a table, sorted, where settings were compared; else no table."""
+    if not compared.plan.settings:
+        return {}
+    shown = ("setting", "chosen", "pair", "difference", "mean", "ci95", "given")
+    curves = compared.curve(*compared.question(pairs)).values()
+    return {"settings": [{name: row[name] for name in shown} for found in curves for row in found["rows"]]}
+
+
 def doubts(compared: Any) -> list[dict[str, str]]:
     """The doubts of a comparison as rows, which are printed as lines below the tables."""
     return [doubt._asdict() for doubt in compared.doubts]

@@ -698,17 +698,18 @@ def max_permutation(
 
 
 def joint(summary: dict[str, Any], values: Float[np.ndarray, " seeds"]) -> list[float] | None:
-    """The interval of a mean over seeds that counts samples and seeds, each drawn anew.
+    """The interval of a mean over seeds, or target units, that counts samples and these, each drawn anew.
 
     The variances of both add up, as those of two crossed random effects; Student's t has the degrees of freedom that
-    Satterthwaite 1946 gives their sum.
+    Satterthwaite 1946 gives their sum. What is of one sample and one seed or unit alone is counted in both, so that the
+    interval is a little too wide where that is most of the noise.
 
     Args:
-        summary: of `over_samples`, of the mean over seeds.
-        values: `(seeds,)`, the score of each seed.
+        summary: of `over_samples`, of the mean over seeds or units.
+        values: `(seeds or units,)`, the score of each.
 
     Returns:
-        Two numbers; None with fewer than 3 seeds, or where a score is not defined.
+        Two numbers; None with fewer than 3 values, or where a score is not defined.
     """
     from scipy.stats import sem
 

@@ -31,6 +31,15 @@ def simulated(conduct):
     return conduct(brain_alignment, tiny())
 
 
+def test_settings_are_compared_where_the_sae_is():
+    config = tiny()
+    config.settings.k = (2, 4)
+    planned = brain_alignment.plan(config, *brain_alignment.read(config))
+    assert list(planned.settings) == ["k=2"]
+    assert planned.of_label["features"] == ("feature->site",)
+    assert "few_random_sae k=2->site" in next(names for label, names in planned.of_label.items() if label != "features")
+
+
 def test_the_simulated_brain_is_found_in_the_order_that_is_true(simulated):
     _, results = simulated
     rows = {row["comparison"]: row for row in results["rows"]}

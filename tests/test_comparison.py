@@ -108,6 +108,8 @@ def test_scores_are_corrected_for_noise_unit_by_unit(compared):
     reliability = np.array([0.9, 0.5, 0.5, 0.8])
     assert row["corrected"] == pytest.approx((units[:4] / np.sqrt(reliability)).mean(), abs=1e-5)
     assert (row["n_units"], row["n_excluded"]) == (5, 1)
+    assert np.mean(row["ci95_samples_units"]) == pytest.approx(row["mean"], abs=1e-5)
+    assert np.ptp(row["ci95_samples_units"]) > np.ptp(row["ci95"])  # of both together
     others = [row for row in found.over_units(0.1) if row["comparison"] == "ica->ica"]
     assert all(row["corrected"] is None for row in others)  # the reliability of neurons is not that of components
 

@@ -212,6 +212,20 @@ def test_align_scores_every_comparison(activations, conduct):
     assert rows["neuron->neuron"]["mean"] == pytest.approx(float(expected), abs=1e-5)
 
 
+def test_align_takes_a_grid_of_settings(activations):
+    config = small_align(activations)
+    assert not align.plan(config).settings
+    config.comparisons = ("neuron->neuron", "sae->neuron")
+    config.settings.k, config.settings.expansion = (1, 2), (1.0, 2.0)
+    planned = align.plan(config)
+    # The chosen one is k=2, expansion=2.
+    assert list(planned.settings) == ["expansion=1.0 k=1", "expansion=1.0 k=2", "expansion=2.0 k=1"]
+    assert len(planned.comparisons) == 5
+    config.source_sae = "folder"
+    with pytest.raises(ValueError, match=r"config.settings must be empty where an SAE is given, got expansion, k"):
+        align.plan(config)
+
+
 @pytest.mark.slow
 def test_align_takes_trained_saes(activations, conduct, tmp_path):
     config = small_align(activations)

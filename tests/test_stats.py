@@ -354,3 +354,17 @@ def test_sessions_with_equal_errors_give_students_interval():
     np.testing.assert_allclose(found["ci95"], stats.ttest_1samp(means, 0).confidence_interval(0.95))
     np.testing.assert_allclose(found["between"], np.sqrt(means.var(ddof=1) - 0.01**2))
     assert sp.stats.over_sessions(means, np.full(4, 9.0))["between"] == 0
+
+
+def test_intervals_over_samples_and_units_cover_the_mean_of_both():
+    """Scores a_i + b_j + e_ij of drawn samples and units: their mean has the variance of both, and intervals of one miss it."""
+    rng, inside = np.random.default_rng(3), {"joint": 0, "samples": 0}
+    for _ in range(400):
+        scores = rng.normal(size=(40, 1)) + rng.normal(size=12) + rng.normal(size=(40, 12))
+        of_samples = scores.mean(axis=1)
+        summary = {"mean": scores.mean(), "standard_error": stats.sem(of_samples), "degrees": 39}
+        low, high = sp.stats.joint(summary, scores.mean(axis=0))
+        inside["joint"] += low < 0 < high
+        inside["samples"] += abs(scores.mean()) < stats.t.ppf(0.975, 39) * summary["standard_error"]
+    assert 0.92 < inside["joint"] / 400 < 0.985
+    assert inside["samples"] / 400 < 0.8

@@ -214,18 +214,26 @@ class Comparison:
             minimum: reliability that a unit must have to be corrected for noise.
 
         Returns:
-            Rows with `ci95_units`, the interval over target units, and `n_units`. Where the target side has a `reliability`:
+            Rows with `ci95_units`, the interval over target units, and `n_units`; and `ci95_samples_units`, over samples and
+            units, each drawn anew, where there is one over samples. Where the target side has a `reliability`:
             `corrected`, the mean over units of scores divided by what noise allows, its `corrected_ci95_units`, and
             `n_excluded`, how many units are less reliable than the minimum. See `sp.reliability.disattenuate`.
         """
         rows = self.summary()
         for row in rows:
-            row |= dict.fromkeys(("ci95_units", "n_units", "corrected", "corrected_ci95_units", "n_excluded"))
+            row |= dict.fromkeys(
+                ("ci95_units", "n_units", "ci95_samples_units", "corrected", "corrected_ci95_units", "n_excluded")
+            )
             score = self.score(row["pair"], row["comparison"], row["metric"])
             if score is None or score.units is None:
                 continue
             units = stats.over_units(score)
             row |= {"ci95_units": units["ci95"], "n_units": units["n_units"]}
+            (cell,) = self.cells_of(row["pair"], row["comparison"], row["metric"])
+            if "replicates" in cell:
+                of_units = np.asarray(score.units, np.float64)
+                of_units = np.nanmean(of_units[:, ~np.isnan(of_units).all(axis=0)], axis=0)
+                row["ci95_samples_units"] = stats.joint(stats.over_samples(_jackknife(cell)), of_units)
             side = self.plan.pairs[row["pair"]][0][1]
             given, reader = self.plan.sides[side].reliability, self.plan.view(side, ends(row["comparison"])[1])
             if given is not None and isinstance(reader, Neuron):
@@ -271,6 +279,16 @@ class Comparison:
         """What gives reason to doubt the result, a sentence each, such as an ICA that has not converged."""
         return doubts.found(self)
 
+    def _chosen(self) -> list[str]:
+        """The comparisons of the chosen setting."""
+        varied = {name for of in self.plan.settings.values() for name in of.values()}
+        return [name for name in self.plan.comparisons if name not in varied]
+
+    def question(self, pairs: Sequence[tuple[str, str]] | None = None) -> tuple[str, str]:
+        """The two comparisons that `answer` is about: the first of the pairs, or what it takes by default."""
+        names = self._chosen()
+        return next(iter(pairs)) if pairs else ("sae->sae" if "sae->sae" in names[1:] else names[:2][-1], names[0])
+
     def answer(self, pairs: Sequence[tuple[str, str]] | None = None) -> str:
         """One sentence: how the comparison of interest lies to the first one, beside its best rival.
 
@@ -281,10 +299,9 @@ class Comparison:
             pairs: as in `differences`, the one in question first; by default "sae->sae", or else the second comparison, less
                 the first.
         """
-        varied = {name for of in self.plan.settings.values() for name in of.values()}
-        names, metric = [name for name in self.plan.comparisons if name not in varied], self.plan.metrics[0]
+        names, metric = self._chosen(), self.plan.metrics[0]
         sign, better, worse = (-1, "below", "above") if metric.distance else (1, "above", "below")
-        a, b = next(iter(pairs)) if pairs else ("sae->sae" if "sae->sae" in names[1:] else names[:2][-1], names[0])
+        a, b = self.question(pairs)
         if a == b:
             return f"One comparison was made, {a}: there is nothing to compare it with."
         controls = rivals(a, b, names) or [name for name in names if name not in (a, b)]
