@@ -22,7 +22,7 @@ from tabulate import tabulate
 
 from superpos import data, storage
 from superpos.results import Run, check_settings, did_you_mean
-from superpos.sweeps.processes import broadcast, start_jax
+from superpos.sweeps.processes import LOST, broadcast, is_of_a_peer, leave, start_jax
 
 
 def main(
@@ -44,8 +44,9 @@ def main(
             fill those that take one file each, in this order.
         presets: values of some fields, dotted where nested, by what `--preset` takes; `--config` goes before them.
 
-    Bad input ends in one line on standard error and exit status 2, a disk that is full in one and status 1. SIGINT and SIGTERM
-    end it, with status 130 and 143, when what is being computed has been saved; a second one ends it at once.
+    Bad input ends in one line on standard error and exit status 2, a full disk or the loss of another process in one
+    and status 1. SIGINT and SIGTERM end it, with status 130 and 143, when what is being computed has been saved; a second
+    one ends it at once.
     """
     of_figures = "format" not in config  # it may be that of other files
     if of_figures:
@@ -79,6 +80,8 @@ def main(
         except (ValueError, OSError, MemoryError) as error:
             _fail(error, 1 if storage.is_of_the_disk(error) else 2)
         except RuntimeError as error:  # JAX's and PyTorch's
+            if is_of_a_peer(error):
+                _fail(error)
             if "out of memory" not in str(error).lower():
                 raise
             sizes = [f"config.{field}" for field, _ in _fields(config) if field.split(".")[-1] in ("chunk", "batch_size")]
@@ -370,6 +373,8 @@ def _p_value(p: float | None) -> str | None:
 
 
 def _fail(error: object, status: int = 2) -> NoReturn:
+    if is_of_a_peer(error):
+        error, status = LOST, 1
     lines = str(error).strip().splitlines() or [repr(error)]
     print(f"error: {lines[0]}", file=sys.stderr)
-    sys.exit(status)
+    leave(status)

@@ -178,9 +178,9 @@ def of_moments(metrics: Metrics) -> tuple[Metric, ...]:
 
 
 def _check_room(x: Array, y: Array, metrics: tuple[Metric, ...], n_folds: int) -> None:
-    """Refuses sides whose moments alone do not fit into memory, before anything is compiled for them."""
+    """Refuses sides whose moments, and what is solved of them, do not fit into memory, before anything is compiled."""
     n, n_source, n_target = *x.shape, y.shape[1]
-    entries = 0
+    entries, solved = 0, max(metric.room(n_source, n_target) for metric in metrics)
     for metric in metrics:
         if "samples" in metric.reads or (metric.wide and n < n_source):
             continue
@@ -188,12 +188,14 @@ def _check_room(x: Array, y: Array, metrics: tuple[Metric, ...], n_folds: int) -
         b = min(n, n_target) if "target" in metric.rotates else n_target
         sizes = {"xx": a * a, "yy": b * b}
         entries = max(entries, a * b + sum(size for name, size in sizes.items() if name in metric.reads))
-    n_bytes = n_folds * entries * x.dtype.itemsize
+    n_bytes = n_folds * (entries * x.dtype.itemsize + solved)
     if n_bytes > 2**30:
         try:
             storage.check_room(n_bytes)
         except ValueError as error:
-            shapes = f"source {x.shape} and target {y.shape} must have moments that fit into memory"
+            most = max(metrics, key=lambda metric: metric.room(n_source, n_target))
+            what = f"moments, and what {most.name} solves," if solved else "moments"
+            shapes = f"source {x.shape} and target {y.shape} must have {what} that fit into memory"
             raise ValueError(f"{shapes}, but {error}: compare fewer units.") from None
 
 

@@ -64,6 +64,15 @@ class Assignment(NamedTuple):
     pivots: Int[Array, ""]
 
 
+def room(n: int, m: int, itemsize: int = 4) -> int:
+    """About how many bytes a problem of n by m units takes while it is solved: seven cost matrices and two trees.
+
+    >>> room(60, 10_000) // 2**20
+    40
+    """
+    return 7 * n * m * itemsize + 2 * (n + m) * 4 * _n_words(n, m)
+
+
 def uniform_masses(source_mask: Bool[Array, " n"], target_mask: Bool[Array, " m"]) -> tuple[Int[Array, " n"], Int[Array, " m"]]:
     """Smallest integer masses that are uniform over the live units of each side and have equal sums.
 
@@ -413,7 +422,11 @@ def _carried(tree: _Tree, source_mass: Array, target_mass: Array, n_arcs: Array)
     """The plan of a tree at the masses given: an arc carries the net mass of what hangs below it."""
     n, m = len(source_mass), len(target_mass)
     net = jnp.concatenate([source_mass, -target_mass]).astype(jnp.int32)
-    below = jnp.sum(jnp.where(_unpack(tree.paths), net[:, None], 0), axis=0, dtype=jnp.int32)
+
+    def of_word(word: Array) -> Array:  # all words at once would be (n + m)^2 numbers
+        return jnp.sum(jnp.where(_unpack(word[:, None]), net[:, None], 0), axis=0, dtype=jnp.int32)
+
+    below = lax.map(of_word, tree.paths.T).ravel()
     mass = jnp.where(jnp.arange(len(below)) < n_arcs, jnp.abs(below), 0)
     return jnp.zeros(n * m, jnp.int32).at[tree.arcs.cell].add(mass).reshape(n, m)
 

@@ -21,6 +21,22 @@ def test_moments_that_do_not_fit_are_refused_with_their_size():
         sp.align(x, y, "semi_match", folds=2)
 
 
+def test_transport_that_does_not_fit_is_refused_with_its_size():
+    x, y = (np.repeat(np.arange(4, dtype=np.float32)[:, None], n, axis=1) for n in (60, 2**21))
+    message = r"source \(4, 60\) and target \(4, 2097152\) .* what partial_soft_match solves, .* 2,\d+\.\d GiB of memory"
+    with pytest.raises(ValueError, match=message):
+        sp.align(x, y, ("semi_match", "partial_soft_match"), folds=2)
+
+
+def test_transport_takes_the_memory_that_it_is_said_to():
+    """Of sides as unequal as 60 and 10,000 units, whose tree is larger than their costs."""
+    n, m = 60, 10_000
+    shapes = jax.ShapeDtypeStruct((n, m), np.float32), *(jax.ShapeDtypeStruct((k,), bool) for k in (n, m))
+    used = jax.jit(sp.transport.partial).lower(*shapes, 0.5).compile().memory_analysis()
+    said = sp.transport.room(n, m)
+    assert 0.5 * said < used.temp_size_in_bytes + used.output_size_in_bytes < 1.2 * said
+
+
 def test_soft_matching_without_jit(deep):
     if not deep:
         pytest.skip("--deep")

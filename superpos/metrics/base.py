@@ -173,6 +173,11 @@ class Metric(abc.ABC):
     least: ClassVar[int] = 1  # samples in a fold: with fewer the score is NaN, and `sp.align` says so
     second_pass: ClassVar[bool] = False  # has a `polish`, and is evaluated on samples, where they are at hand
 
+    def room(self, n_source: int, n_target: int) -> int:
+        """About how many bytes each fold takes beside its moments, where these are not what takes most."""
+        del n_source, n_target
+        return 0
+
     def fit(self, evidence: Any) -> Any:
         """What is fitted on each fold's training part: a pytree, None where there is nothing to fit.
 

@@ -81,6 +81,10 @@ class PermutationMatch(Metric):
     name: str = "permutation_match"
     symmetric: ClassVar[bool] = True
 
+    def room(self, n_source: int, n_target: int) -> int:
+        """The solver's."""
+        return transport.room(n_source, n_target)
+
     def fit(self, evidence: Moments) -> Any:
         """The assignment."""
         masks = evidence.live()
@@ -116,6 +120,10 @@ class SoftMatch(Metric):
 
     name: str = "soft_match"
     symmetric: ClassVar[bool] = True
+
+    def room(self, n_source: int, n_target: int) -> int:
+        """The solver's."""
+        return transport.room(n_source, n_target)
 
     def fit(self, evidence: Moments) -> Any:
         """The transport plan and its duality gap."""
@@ -158,6 +166,10 @@ class SoftMatchDistance(Metric):
     symmetric: ClassVar[bool] = True
     distance: ClassVar[bool] = True
     second_pass: ClassVar[bool] = True  # small distances are differences of samples, not of moments
+
+    def room(self, n_source: int, n_target: int) -> int:
+        """The solver's."""
+        return transport.room(n_source, n_target)
 
     def fit(self, evidence: Moments) -> Any:
         """The transport plan and its duality gap."""
@@ -236,6 +248,10 @@ class PartialSoftMatch(Metric):
     def __post_init__(self) -> None:
         if self.mass is not None and not 0 < self.mass <= 1:
             raise ValueError(f"mass must be above 0 and at most 1, got {self.mass}.")
+
+    def room(self, n_source: int, n_target: int) -> int:
+        """The solver's, and the plans of the L-curve."""
+        return transport.room(n_source, n_target) + (0 if self.mass else 20 * 4 * n_source * n_target)
 
     def fit(self, evidence: Moments) -> Any:
         """The transport plan, the mass it moves, and its duality gap."""

@@ -1,21 +1,35 @@
 """What the processes of one sweep have to agree on; with one process nothing."""
 
+import atexit
+import ctypes
 import os
+import re
+import shutil
+import signal
+import sys
+import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
 
 _LONGEST = 1000  # bytes of an error's text
+SILENCE = 60  # seconds without a sign of life after which a process is taken for lost; one that is killed is missed at once
+LOST = "another process of this run is gone or out of reach: start all again, as many as you like, to go on from what is saved."
+_OF_A_PEER = (
+    "Gloo|NCCL|heartbeat|coordination service|distributed service|UNAVAILABLE|DEADLINE_EXCEEDED|onnection (closed|reset)"
+)
+_kept: list[Any] = []  # what must outlive the function that made it
 
 
 def start_jax(distributed: bool = False) -> None:
     """Settles on which devices a program of its own computes, and where JAX keeps what it compiles; call it first.
 
     Args:
-        distributed: whether several processes share the work.
+        distributed: whether several processes share the work. If one is lost the others end with one sentence and status 1.
 
     Raises:
         ValueError: no cluster, or no device.
@@ -28,7 +42,8 @@ def start_jax(distributed: bool = False) -> None:
         settings.update("jax_compilation_cache_dir", str(Path.home() / ".cache" / "superpos"))
     if distributed:
         try:
-            jax.distributed.initialize()
+            jax.distributed.initialize(heartbeat_timeout_seconds=SILENCE, shutdown_timeout_seconds=2 * SILENCE)
+            _abort_in_a_sentence()
         except (ValueError, RuntimeError) as error:
             raise ValueError(f"--distributed found no cluster (Slurm, MPI, a TPU pod): {error}") from error
     try:
@@ -38,6 +53,53 @@ def start_jax(distributed: bool = False) -> None:
             f"JAX finds no device for JAX_PLATFORMS={settings.jax_platforms}: unset it to compute on what there is; "
             "JAX for NVIDIA GPUs is installed by pip install 'jax[cuda12]'."
         ) from error
+
+
+def is_of_a_peer(error: object) -> bool:
+    """Whether an error says that another process is gone."""
+    return jax.distributed.is_initialized() and re.search(_OF_A_PEER, str(error)) is not None
+
+
+def leave(status: int) -> NoReturn:
+    """Ends this process, without waiting for others that wait for it: they find it lost."""
+    if jax.distributed.is_initialized():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        if jax.process_index() == 0:  # with it goes the service, by which the others hear of nothing but its end
+            time.sleep(2)
+        os._exit(status)
+    sys.exit(status)
+
+
+def _abort_in_a_sentence() -> None:
+    """Where JAX's client of the coordination service finds a process lost, it prints what C++ prints, and aborts.
+
+    It takes no callback in Python (jaxlib 0.10 cannot pass it a status). So what C++ prints is kept aside until this process
+    ends, and is printed then if that is for another reason.
+    """
+    if os.name != "posix":
+        return
+    aside, console = tempfile.TemporaryFile(), os.dup(2)  # noqa: SIM115 (both stay open)
+    sys.stderr.flush()
+    sys.stderr = open(console, "w", buffering=1, closefd=False)  # noqa: SIM115
+    os.dup2(aside.fileno(), 2)
+
+    def tell() -> None:
+        aside.seek(0)
+        with open(console, "wb", closefd=False) as file:
+            shutil.copyfileobj(aside, file)
+
+    def aborted(number: int) -> None:
+        aside.seek(0)
+        if re.search(_OF_A_PEER, aside.read().decode(errors="ignore")):
+            os.write(console, f"error: {LOST}\n".encode())
+            os._exit(1)
+        tell()  # and the abort goes on
+
+    atexit.register(tell)
+    handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(aborted)
+    ctypes.CDLL(None).signal(int(signal.SIGABRT), handler)  # Python's own would wait for the main thread
+    _kept.append((handler, aside))
 
 
 def together(action: Callable[[], Any]) -> Any:
