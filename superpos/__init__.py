@@ -35,6 +35,7 @@ What is measured:
 - `rsa`: dissimilarity matrices, compared, with their noise ceiling.
 - `cumulants`: how many features a representation holds, and along which directions, without training.
 - `theory`: alignment predicted from arrangements alone.
+- `calibration`: which instrument can tell what two systems share, judged on such worlds.
 - `sparse_coding`, `probe`: controls that know the truth, an oracle and a supervised read-out.
 - `selectivity`: what single units stand for.
 
@@ -48,6 +49,7 @@ from superpos import (
     alignment,
     arrangements,
     brain,
+    calibration,
     comparison,
     cumulants,
     evaluation,
@@ -90,6 +92,7 @@ __all__ = [
     "arrangements",
     "assign_folds",
     "brain",
+    "calibration",
     "compare",
     "comparison",
     "cumulants",

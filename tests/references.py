@@ -101,16 +101,27 @@ def cka(fold):
     return np.linalg.norm(x.T @ y) ** 2 / (np.linalg.norm(x.T @ x) * np.linalg.norm(y.T @ y))
 
 
+def hsic(k, m):
+    """The unbiased estimator of Song et al. 2012 from Gram matrices with zero diagonals."""
+    k, m = k - np.diag(np.diag(k)), m - np.diag(np.diag(m))
+    n = len(k)
+    return np.sum(k * m) + k.sum() * m.sum() / ((n - 1) * (n - 2)) - 2 / (n - 2) * k.sum(axis=0) @ m.sum(axis=0)
+
+
 def debiased_cka(fold):
-    """The unbiased HSIC of Song et al. 2012 from Gram matrices with zero diagonals."""
-
-    def hsic(k, m):
-        k, m = k - np.diag(np.diag(k)), m - np.diag(np.diag(m))
-        n = len(k)
-        return np.sum(k * m) + k.sum() * m.sum() / ((n - 1) * (n - 2)) - 2 / (n - 2) * k.sum(axis=0) @ m.sum(axis=0)
-
     k, m = (v @ v.T for v in (fold.x_test, fold.y_test))
     return hsic(k, m) / np.sqrt(hsic(k, k) * hsic(m, m))
+
+
+def sampled_cka(fold):
+    """Pairs of different units, one after the other (Chun et al. 2025)."""
+
+    def mean(x, y, same):
+        grams = [[np.outer(v, v) for v in side.T] for side in (x, y)]
+        return np.mean([hsic(k, m) for i, k in enumerate(grams[0]) for j, m in enumerate(grams[1]) if not (same and i == j)])
+
+    x, y = fold.x_test, fold.y_test
+    return mean(x, y, False) / np.sqrt(mean(x, x, True) * mean(y, y, True))
 
 
 def procrustes(fold):
@@ -206,6 +217,7 @@ REFERENCES = {
     "pls": pls,
     "cka": cka,
     "debiased_cka": debiased_cka,
+    "sampled_cka": sampled_cka,
     "procrustes": procrustes,
     "procrustes_angular": procrustes_angular,
     "procrustes_bures": procrustes_bures,

@@ -10,9 +10,9 @@ pytestmark = pytest.mark.slow  # a whole study
 def results(conduct):
     config = cumulants.get_config()
     config.n_seeds, config.n_samples, config.n_units, config.n_hidden = 2, 600, (20,), (8,)
-    config.overlap, config.worlds, config.architectures = (0.0, 1.0), ("independent", "groups across sides"), ()
+    config.overlap, config.architectures = (0.0, 1.0), ()
     config.recovery.update({"n_hidden": (8,), "n_samples": 600})
-    config.metrics, config.starts = ("cokurtosis", "cka"), (2,)
+    config.metrics = ("cokurtosis", "cka")
     config.toy.update({"steps": 5, "batch_size": 32})
     config.sae.update({"steps": 3, "batch_size": 32})
     config.oracle.update({"steps": 5, "n_samples": 100})
@@ -24,7 +24,6 @@ def test_every_point_has_a_row_for_each_metric(results):
     told = {(row["part"], row["world"], row["truth"] if row["part"] != "toys" else None) for row in results["rows"]}
     assert told == {
         *(("units", "independent", overlap) for overlap in (0.0, 1.0)),
-        *(("worlds", world, overlap) for world in ("independent", "groups across sides") for overlap in (0.0, 0.5, 1.0)),
         *(("toys", share, None) for share in ("all", "half")),
     }
     assert len(results["rows"]) == len(told) * len(names)
@@ -34,15 +33,14 @@ def test_every_point_has_a_row_for_each_metric(results):
         assert 0 <= row["truth"] <= 1 + 1e-6
     assert {row["units"] for row in results["recovery"]} == {
         *("lines", "lines, polished", "oracle"),
-        *("topk, 2 steps", "topk from lines, 2 steps"),
     }
     assert all(row["seconds"] > 0 for row in results["recovery"])
     assert [row["probability"] for row in results["counts"]] == [0.05, 0.1, 0.2]
+    assert all(0 < row["participation_ratio"] <= 20 < row["sae_entropy"] * 20 for row in results["counts"])
 
 
 def test_bad_input_is_one_line_and_leaves_nothing_behind(tmp_path):
     cases = {
-        ("--config.worlds=('gains',)",): "config.worlds takes names out of independent",
         ("--config.recovery.n_hidden=(7,)",): "config.recovery.n_hidden must be out of n_hidden",
         ("--config.n_samples=50",): "config.n_samples must be at least 100, got 50",
     }

@@ -140,6 +140,38 @@ def test_neighbours_need_folds_of_more_samples():
         sp.align(*np.random.default_rng(0).normal(size=(2, 30, 4)), metrics="mutual_knn")
 
 
+def test_sampled_cka_is_that_of_all_units_where_few_are_recorded():
+    rng = np.random.default_rng(0)
+    n, scales, a, b = 60, np.linspace(1, 0.2, 20), *rng.normal(size=(2, 20, 4000))
+    b[::2] = 0  # the second side reads every other variable
+
+    def parts(n_units):
+        """Mean products of kernels of single units, centred without bias (Székely & Rizzo 2014), and the samples."""
+        z = 3 + rng.normal(size=(n, 20)) * scales
+        sides = [z @ side[:, rng.choice(4000, n_units, replace=False)] for side in (a, b)]
+        kernels = []
+        for side in sides:
+            k = (side.T[:, :, None] * side.T[:, None]) * ~np.eye(n, dtype=bool)
+            means = k.sum(axis=1) / (n - 2)
+            k = k - means[:, None] - means[:, :, None] + k.sum(axis=(1, 2), keepdims=True) / (n - 1) / (n - 2)
+            kernels.append((k * ~np.eye(n, dtype=bool)).reshape(n_units, -1))
+        x, y, different = *kernels, ~np.eye(n_units, dtype=bool)
+        return [np.mean(x @ y.T), np.mean((x @ x.T)[different]), np.mean((y @ y.T)[different])], sides
+
+    grams = [(scales[:, None] * side) @ (scales[:, None] * side).T / 4000 for side in (a, b)]
+
+    (xy, xx, yy), sides = parts(8)
+    ours = sp.align(*sides, "sampled_cka", folds=None)["sampled_cka"].mean
+    assert float(ours) == pytest.approx(xy / np.sqrt(xx * yy), abs=1e-3)
+    draws = np.array([parts(8)[0] for _ in range(400)])
+    known = np.array([np.sum(grams[i] * grams[j]) for i, j in ((0, 1), (0, 0), (1, 1))])  # of infinitely many samples
+    error = np.std(draws, axis=0) / np.sqrt(len(draws))
+    assert (np.abs(np.mean(draws, axis=0) / n / (n - 3) - known) < 4 * error / n / (n - 3)).all()  # each part is unbiased
+    ratios = draws[:, 0] / np.sqrt(draws[:, 1] * draws[:, 2])
+    whole = known[0] / np.sqrt(known[1] * known[2])
+    assert whole + 0.02 < np.nanmean(ratios) < whole + 0.2  # their ratio is not
+
+
 def test_debiased_cka_does_not_grow_with_the_number_of_units():
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(2, 200, 150))

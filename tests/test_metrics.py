@@ -151,7 +151,8 @@ def test_other_transformations_change_scores(pair, plain):
 
 def test_alignment_with_itself_is_perfect(pair):
     folds = scored(pair[0], pair[0])
-    for name in REFERENCES.keys() - {"pls"}:  # three components do not hold seven units
+    # Three components do not hold seven units, and few units resemble all of them less than they do themselves.
+    for name in REFERENCES.keys() - {"pls", "sampled_cka"}:
         values = folds[name]
         distance = sp.metrics.resolve(name)[0].distance
         np.testing.assert_allclose(values, 0 if distance else 1, atol=1e-4, err_msg=name)
@@ -173,7 +174,7 @@ def test_scores_stay_within_bounds(seed, scale):
     shared = rng.normal(size=(403, 1)) * rng.exponential()
     x, y = (scale * (shared + rng.normal(size=(403, n)) * rng.exponential(size=n)) for n in (9, 7))
     scores = scored(x, y)
-    for name in REFERENCES:
+    for name in REFERENCES.keys() - {"sampled_cka"}:  # which is not cut
         folds = scores[name]
         high = {"procrustes_angular": np.pi, "soft_match_distance": 2, "procrustes_bures": np.inf}.get(name, 1)
         low = 0 if name in ("cka", "mutual_knn", "jaccard", "mcc", "uniqueness") or high > 1 else -1

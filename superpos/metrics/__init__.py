@@ -31,3 +31,4 @@ from superpos.metrics.regression import OLS as OLS
 from superpos.metrics.regression import PLS as PLS
 from superpos.metrics.ridge import Ridge as Ridge
 from superpos.metrics.rsa import RSA as RSA
+from superpos.metrics.sampled import SampledCKA as SampledCKA

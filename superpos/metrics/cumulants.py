@@ -53,7 +53,10 @@ class Cokurtosis(Metric):
         name: its key in the result.
 
     Details: `source_cumulant`, `target_cumulant`, `(folds,)`, k(x, x) and k(y, y) in units of the squared variance. Where they
-    vary between folds nearly as much as they are large, do not believe the score: `sp.align` warns then.
+    vary between folds nearly as much as they are large, do not believe the score: `sp.align` warns then. Where samples are at
+    hand (`sp.align`) also `projected`, `(folds,)`: how alike the cumulants of both sides are along random axes, without the
+    direction of the variances, as in `CumulantCKA`. It is near the score where features are independent, and near 0 for
+    unrelated sides whose energies covary, of which `sp.align` warns.
 
     >>> import jax
     >>> import superpos as sp
@@ -61,7 +64,7 @@ class Cokurtosis(Metric):
     >>> x, y = jnp.zeros((30, 3)), jnp.zeros((30, 2))
     >>> score = jax.eval_shape(lambda x, y: sp.align(x, y, metric), x, y)["cokurtosis"]  # traced alone, to be quick
     >>> score.folds.shape, sorted(score.details)
-    ((5,), ['source_cumulant', 'target_cumulant'])
+    ((5,), ['projected', 'source_cumulant', 'target_cumulant'])
     """
 
     whiten: bool = False
@@ -78,7 +81,7 @@ class Cokurtosis(Metric):
     def fit(self, evidence: Any) -> Any:
         """The whitening of each side, by each training part."""
         if not self.whiten:
-            return None
+            return {}
 
         def of_fold(fold: Array) -> tuple[Array, Array]:
             ids = evidence.fold_ids
@@ -91,13 +94,17 @@ class Cokurtosis(Metric):
                 roots.append(jnp.where(count > jnp.sum(live), whitening(matmul(centred.T, centred))[0], jnp.nan))
             return roots[0], roots[1]
 
-        return lax.map(of_fold, jnp.arange(evidence.n_folds))
+        return {"roots": lax.map(of_fold, jnp.arange(evidence.n_folds))}
+
+    def polish(self, fitted: Any, samples: Samples) -> Any:
+        """The same with `projected`, for which sums of all units together are not enough."""
+        return {**fitted, "projected": _projected(samples, fitted.get("roots"))}
 
     def evaluate(self, fitted: Any, evidence: Moments | Samples) -> Score:
         """The cokurtosis of each held-out part."""
         if isinstance(evidence, Samples):
             live: Any = (evidence.source, evidence.target)
-            cumulants = lax.map(lambda inputs: _of_samples(evidence, *inputs), (jnp.arange(evidence.n_folds), fitted))
+            cumulants = lax.map(lambda inputs: _of_samples(evidence, *inputs), (jnp.arange(evidence.n_folds), fitted["roots"]))
         else:
             live = evidence.live()
             whole = lengths_hold(evidence)
@@ -106,11 +113,16 @@ class Cokurtosis(Metric):
         told = (xx * yy > 0) & jnp.isfinite(xy)
         cosine = xy * jnp.sign(xx) / jnp.where(told, safe_sqrt(jnp.abs(xx)) * safe_sqrt(jnp.abs(yy)), 1)
         details = {"source_cumulant": xx, "target_cumulant": yy}
+        details |= {name: value for name, value in fitted.items() if name == "projected"}
         return from_folds(jnp.where(told, cosine, jnp.nan), live, details)
 
     def doubts(self, score: Score) -> list[str]:
-        """Where a side's own cumulant is not clearly different from 0."""
-        return _weak(self.name, score)
+        """Where a side's own cumulant is not clearly different from 0, and where energies covary."""
+        found = _weak(self.name, score)
+        if "projected" in score.details and not found:
+            rest = float(np.mean(score.details["projected"]))
+            found += _of_energy(self.name, float(score.mean), rest) if rest < NOTHING * score.mean else []
+        return found
 
 
 def _weak(name: str, score: Score) -> list[str]:
@@ -124,6 +136,20 @@ def _weak(name: str, score: Score) -> list[str]:
             times = f"{size / error:.1f} times its error" if np.isfinite(error) and error > 0 else "not defined"
             found.append(f"{name} is not to be trusted: the fourth cumulant of the {side} is {times} over folds.")
     return found
+
+
+def _of_energy(name: str, energy: float, rest: float) -> list[str]:
+    """A sentence where the energies of samples say far more than all else."""
+    if not energy - rest > GAP:
+        return []
+    return [
+        f"{name}: energies alone say {energy:.2f}, all else {rest:.2f}. Either energies covary, as under a common gain, or "
+        "superposition is so strong that directions interfere."
+    ]
+
+
+GAP = 0.3  # .23 at an overlap of ½ of independent features in random directions, .57 to .86 where energies covary
+NOTHING = 0.25  # of the score of energies: .53 in the same case, up to .1 where energies covary
 
 
 SURE = 4.5  # errors; in pilots scores with less were wrong by .17 and more
@@ -168,6 +194,43 @@ def _of_samples(samples: Samples, fold: Array, roots: tuple[Array, Array]) -> tu
         return count**2 * _k_statistic(count, jnp.sum(a * b) / scale, jnp.ones_like(scale), cross / scale)
 
     return cumulant("xy"), cumulant("xx"), cumulant("yy")
+
+
+N_AXES = 64
+
+
+def _projected(samples: Samples, roots: Any) -> Array:
+    """‖K_xy‖² / (‖K_xx‖ ‖K_yy‖) of the cumulants cum(u_i, u_i, v_j, v_j) along random axes, `(folds,)`.
+
+    Without the direction of the variances, and debiased by products of each fold with the mean of the others.
+    """
+    sides = ((samples.x, samples.source), (samples.y, samples.target))
+    axes = [jax.random.normal(jax.random.fold_in(jax.random.key(0), i), (x.shape[1], N_AXES)) for i, (x, _) in enumerate(sides)]
+
+    def of_fold(inputs: Any) -> tuple[Array, Array, Array]:
+        fold, whitening_roots = inputs
+        x, y, count = samples.centred(fold)
+        units = (
+            (x, y) if whitening_roots is None else [matmul(v, root) for v, root in zip((x, y), whitening_roots, strict=True)]
+        )
+        turned = [matmul(v, axis) for v, axis in zip(units, axes, strict=True)]
+        u, v = (safe_divide(side, safe_sqrt(jnp.sum(side**2) / count)) for side in turned)
+        n = jnp.where(count > 3, count, jnp.nan)
+
+        def cumulant(a: Array, b: Array) -> Array:
+            second = [jnp.sum(side**2, axis=0) / n for side in (a, b)]
+            fourth, cross = matmul((a**2).T, b**2) / n, matmul(a.T, b) / n
+            wick = second[0][:, None] * second[1] + 2 * cross**2
+            found = n**2 * ((n + 1) * fourth - (n - 1) * wick) / ((n - 1) * (n - 2) * (n - 3))
+            return cumulants.without_energy(found, *second)
+
+        return cumulant(u, u), cumulant(u, v), cumulant(v, v)
+
+    n = samples.n_folds
+    own = lax.map(of_fold, (jnp.arange(n), roots))
+    others = [leaf if n == 1 else (jnp.sum(leaf, axis=0) - leaf) / (n - 1) for leaf in own]
+    xx, xy, yy = (jnp.sum(a * b, axis=(1, 2)) for a, b in zip(own, others, strict=True))
+    return _ratio({"xx": xx, "xy": xy, "yy": yy})
 
 
 class _Fitted(NamedTuple):
@@ -383,16 +446,9 @@ class CumulantCKA(_OfPairs):
         found = _weak(self.name, score)
         if np.isnan(score.mean):
             found.append(f"{self.name} is not defined in some folds: a side's own cumulants do not show on other samples.")
-        elif float(np.mean(score.details["energy"]) - score.mean) > GAP:
-            energy = float(np.mean(score.details["energy"]))
-            found.append(
-                f"{self.name}: energies alone say {energy:.2f}, all else {float(score.mean):.2f}. Either "
-                "energies covary, as under a common gain, or superposition is so strong that directions interfere."
-            )
+        else:
+            found += _of_energy(self.name, float(np.mean(score.details["energy"])), float(score.mean))
         return found + _lost(self.name, score)
-
-
-GAP = 0.3
 
 
 def _lost(name: str, score: Score) -> list[str]:

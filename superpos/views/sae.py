@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -141,6 +141,17 @@ class SAE(Autoencoder):
     def __post_init__(self) -> None:
         if isinstance(self.options, Mapping):
             object.__setattr__(self, "options", tuple(sorted(self.options.items())))
+
+    @classmethod
+    def at(cls, architecture: str, rung: int = 1, **settings: Any) -> Self:
+        """One of an architecture that is as sparse as a rung of its `ladder` says, by default the middle one.
+
+        >>> SAE.at("topk").k == SAE.at("topk", 0).k
+        False
+        """
+        field, ladder = ARCHITECTURES[architecture].ladder
+        sparsity: dict[str, Any] = {"k": ladder[rung]} if field == "k" else {"options": {field: ladder[rung]}}
+        return cls(architecture, **{**settings, **sparsity})
 
     def sae(self, n_units: int) -> SparseAutoencoder:
         """The autoencoder of so many units.

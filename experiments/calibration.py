@@ -1,0 +1,137 @@
+"""Which instrument tells what two systems share, and which moves for other reasons?
+
+Pairs of systems whose shared features are known (`sp.calibration.worlds`) are scored by every metric on neurons, and by
+matching, ridge and CKA on what views read. Look first at the panel of order: the share of pairs of worlds, alike in all but
+what is shared, that an instrument puts in the wrong order. Then at the pairs that differ in the number of units too: there an
+instrument that superposition deflates fails. Then at how far off a score is once it may be read through the best increasing
+map, how often it takes unrelated sides for aligned, and how far it moves for other reasons. The map on the right says where
+not to use it.
+
+Instruments marked * are shown the truth: they bound what a view can bring. Everything is judged on worlds of `seed`; maps are
+learned on worlds of `map_seed`.
+"""
+
+import shlex
+import time
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+import superpos as sp
+from experiments import command
+from superpos import calibration, plotting
+from superpos.calibration.suite import KNOWS, VIEWS
+from superpos.results import Run, environment
+
+PANELS = {
+    "disorder": "Wrong order, ρ differs",
+    "disorder_across": "Wrong order, width differs too",
+    "calibrated": "rms error, mapped",
+    "false_alarms": "False alarms at ρ = 0",
+    "moved": "Moves with all else",
+}
+
+
+def get_config() -> ConfigDict:
+    """Every setting."""
+    config = ConfigDict()
+    config.seed = calibration.HELD_OUT  # of the worlds that are judged
+    config.map_seed = calibration.CHOSEN  # of those that maps from scores to overlaps are learned on
+    config.grid = "default"  # of worlds: default, full (for a machine with an accelerator), small
+    config.metrics = calibration.Suite().metrics  # of neurons; () takes all
+    config.views = calibration.Suite().views  # out of calibration.suite.VIEWS
+    config.steps = calibration.Suite().steps  # of autoencoders and probes
+    config.n_samples = calibration.Suite().n  # scored, and as many to fit on
+    config.chunk = 1  # worlds in flight at once
+    return config
+
+
+def compute(config: ConfigDict, run: Run) -> dict[str, Any]:
+    """Scores all worlds, and judges."""
+    command.at_least(config, {"n_samples": 100, "steps": 1, "chunk": 1})
+    if unknown := set(config.views) - set(VIEWS):
+        raise ValueError(f"config.views takes names out of {', '.join(VIEWS)}, got {sorted(unknown)[0]!r}.")
+    with command.naming(config):
+        specs = calibration.worlds(config.grid)
+        sp.metrics.resolve(config.metrics or "cka")
+    suite = calibration.Suite(tuple(config.metrics), tuple(config.views), config.steps, n=config.n_samples)
+    run.claim()
+    started = time.perf_counter()
+    table = calibration.run(suite, specs, seeds=(config.map_seed, config.seed), workdir=run.path / "worlds", chunk=config.chunk)
+    seconds = {"run": time.perf_counter() - started}
+    calibration.save(table, run.path / "table.json", **_made_by(config))
+    judged = calibration.judge(table)
+    rows = []
+    for name in judged.instrument.values[calibration.ranked(judged)]:
+        own = judged.sel(instrument=name)
+        told = {column: float(own[column]) for column in judged.data_vars if own[column].ndim == 0}
+        interval = [told.pop("disorder_low"), told.pop("disorder_high")]
+        rows.append({"instrument": str(name), "disorder": told.pop("disorder"), "ci95": interval, **told})
+    moved = [{"instrument": str(i), **dict(zip(calibration.CAUSES, v, strict=True))} for i, v in _of(judged, "moved_by")]
+    errors = {str(i): dict(zip(judged.family.values.tolist(), values, strict=True)) for i, values in _of(judged, "error")}
+    controls = tuple(name for name in ("ica", "sae x1", "untrained x4", "topk_pca") if name in config.views)
+    shown = [view for view in ("sae x4", "gated x4", "cumulant", *KNOWS) if view in config.views]
+    gained = [
+        row
+        for metric in ("semi_match", "ridge", "cka")
+        for view in shown
+        if f"{metric} on neurons" in judged.instrument
+        for row in calibration.gains(table, metric, view, tuple(name for name in controls if name != view))
+    ]
+    return run.finish(rows, seconds, moved_by=moved, gains=gained, errors=errors)
+
+
+def _made_by(config: ConfigDict) -> dict[str, Any]:
+    """What a table says of itself: the command, with settings that are not the default ones, the commit, versions and day."""
+    default, told = get_config(), environment()
+    own = [f"--config.{name}={value!r}" for name, value in config.items() if value != default[name]]
+    flags = ["JAX_DISABLE_MOST_OPTIMIZATIONS=1"] if jax.config.jax_disable_most_optimizations else []
+    line = shlex.join([*flags, "python", "-m", "experiments.calibration", *own])
+    return {"version": calibration.VERSION, "command": line, "commit": told["git"], "date": told["date"], "environment": told}
+
+
+def _of(judged: Any, name: str) -> list[tuple[str, list[float]]]:
+    """The rows of a column that has two axes."""
+    return list(zip(judged.instrument.values, judged[name].values.tolist(), strict=True))
+
+
+def draw(results: dict[str, Any], run: Run) -> None:
+    """The figure: a panel a question, an instrument a row, and a map of where each is off by how much."""
+    rows, errors = results["rows"], results["errors"]
+    names = [row["instrument"] for row in rows]
+    families = list(next(iter(errors.values())))
+    height = 2.2 + 0.19 * len(rows)
+    figure, axes = plotting.panels(
+        1, len(PANELS) + 1, (3.0 * len(PANELS) + 9, height), sharey=True, width_ratios=[1] * 5 + [3.2]
+    )
+    place = np.arange(len(rows))
+    for axis, (column, title) in zip(axes[0], PANELS.items(), strict=False):
+        values = np.array([np.nan if row[column] is None else row[column] for row in rows], float)
+        colours = [_colour(name) for name in names]
+        axis.scatter(np.clip(values, 0, 1.5), place, c=colours, s=22, zorder=3)
+        if column == "disorder":
+            for y, row in enumerate(rows):
+                if row["ci95"][0] is not None:
+                    axis.plot(row["ci95"], [y, y], color=_colour(row["instrument"]), linewidth=1)
+        axis.axvline({"false_alarms": 0.05}.get(column, 0), color="#999999", linewidth=1, linestyle=":")
+        axis.set_title(title, fontsize=10)
+        axis.grid(axis="y", color="#eeeeee")
+        axis.set_ylim(len(rows) - 0.4, -0.6)
+    marked = [f"{name} *" if any(name.endswith(f"on {view}") for view in KNOWS) else name for name in names]
+    axes[0, 0].set_yticks(place, marked, fontsize=8)
+    grid = np.array([[errors[name][family] for family in families] for name in names], float)
+    image = axes[0, -1].imshow(grid, aspect="auto", vmin=0, vmax=0.5, cmap="viridis_r", interpolation="nearest")
+    axes[0, -1].set_xticks(range(len(families)), families, rotation=90, fontsize=7)
+    axes[0, -1].set_title("Mean |error| after the map, by kind of world", fontsize=10)
+    figure.colorbar(image, ax=axes[0, -1], fraction=0.02, pad=0.01)
+    plotting.finish(figure, "Best first. Blue: neurons; orange: views; green: shown the truth (*)", path=run.figure)
+
+
+def _colour(name: str) -> str:
+    return "#009E73" if any(name.endswith(f"on {view}") for view in KNOWS) else "#0072B2" if "neurons" in name else "#D55E00"
+
+
+if __name__ == "__main__":
+    command.main("calibration", get_config(), compute, draw)
