@@ -1,11 +1,10 @@
 """Which instrument tells what two systems share, and which moves for other reasons?
 
 Pairs of systems whose shared features are known (`sp.calibration.worlds`) are scored by every metric on neurons, and by
-matching, ridge and CKA on what views read. Look first at the panel of order: the share of pairs of worlds, alike in all but
-what is shared, that an instrument puts in the wrong order. Then at the pairs that differ in the number of units too: there an
-instrument that superposition deflates fails. Then at how far off a score is once it may be read through the best increasing
-map, how often it takes unrelated sides for aligned, and how far it moves for other reasons. The map on the right says where
-not to use it.
+matching, ridge and CKA on what views read. Look first at pairs of worlds that differ in the number of units as well as in
+what is shared: an instrument that superposition deflates puts them in the wrong order. Then at how far off a score is once it
+is read through the best increasing map, how often it takes unrelated sides for aligned, and how far it moves for other reasons.
+The map on the right says where not to use it.
 
 Instruments marked * are shown the truth: they bound what a view can bring. Everything is judged on worlds of `seed`; maps are
 learned on worlds of `map_seed`.
@@ -26,12 +25,18 @@ from superpos.calibration.suite import KNOWS, VIEWS
 from superpos.results import Run, environment
 
 PANELS = {
-    "disorder": "Wrong order, ρ differs",
-    "disorder_across": "Wrong order, width differs too",
-    "calibrated": "rms error, mapped",
-    "false_alarms": "False alarms at ρ = 0",
-    "moved": "Moves with all else",
+    "disorder": "Wrong order:\nsame kind of world",
+    "disorder_across": "Wrong order:\nwidths differ too",
+    "calibrated": "rms error\nafter the map",
+    "false_alarms": "False alarms,\nnothing shared",
+    "moved": "Moves with\nall else",
 }
+BEST = 12  # so many instruments are drawn, beside those that all know
+KNOWN = (
+    *(f"{metric} on {view}" for metric in ("semi_match", "ridge", "cka") for view in ("neurons", "ica", "sae x4")),
+    *(f"{metric} on neurons" for metric in ("soft_match", "debiased_cka", "rsa", "cca")),
+    *("semi_match on oracle", "crosscoder"),
+)
 
 
 def get_config() -> ConfigDict:
@@ -98,39 +103,43 @@ def _of(judged: Any, name: str) -> list[tuple[str, list[float]]]:
 
 
 def draw(results: dict[str, Any], run: Run) -> None:
-    """The figure: a panel a question, an instrument a row, and a map of where each is off by how much."""
-    rows, errors = results["rows"], results["errors"]
-    names = [row["instrument"] for row in rows]
+    """The figure: the best instruments and the best-known ones, a panel a question, and a map of where each is off."""
+    errors = results["errors"]
+    rows = [row for i, row in enumerate(results["rows"]) if i < BEST or row["instrument"] in KNOWN]
+    names, place = [row["instrument"] for row in rows], np.arange(len(rows))
     families = list(next(iter(errors.values())))
-    height = 2.2 + 0.19 * len(rows)
-    figure, axes = plotting.panels(
-        1, len(PANELS) + 1, (3.0 * len(PANELS) + 9, height), sharey=True, width_ratios=[1] * 5 + [3.2]
-    )
-    place = np.arange(len(rows))
-    for axis, (column, title) in zip(axes[0], PANELS.items(), strict=False):
+    ratios = [1.4] * len(PANELS) + [0.5 * len(families)]
+    size = (sum(ratios) + 2.8, 2.6 + 0.27 * len(rows))
+    figure, (axes,) = plotting.panels(1, len(ratios), size, sharey=True, width_ratios=ratios)
+    for axis, (column, title) in zip(axes, PANELS.items(), strict=False):
         values = np.array([np.nan if row[column] is None else row[column] for row in rows], float)
-        colours = [_colour(name) for name in names]
-        axis.scatter(np.clip(values, 0, 1.5), place, c=colours, s=22, zorder=3)
-        if column == "disorder":
-            for y, row in enumerate(rows):
-                if row["ci95"][0] is not None:
-                    axis.plot(row["ci95"], [y, y], color=_colour(row["instrument"]), linewidth=1)
-        axis.axvline({"false_alarms": 0.05}.get(column, 0), color="#999999", linewidth=1, linestyle=":")
-        axis.set_title(title, fontsize=10)
-        axis.grid(axis="y", color="#eeeeee")
-        axis.set_ylim(len(rows) - 0.4, -0.6)
-    marked = [f"{name} *" if any(name.endswith(f"on {view}") for view in KNOWS) else name for name in names]
-    axes[0, 0].set_yticks(place, marked, fontsize=8)
+        axis.barh(place, np.clip(values, 0, 1), color=[_colour(name) for name in names], height=0.7)
+        for y, value in zip(place[np.isfinite(values)], values[np.isfinite(values)], strict=True):
+            axis.text(min(value, 1) + 0.02, y, f"{value:.2f}", va="center", fontsize=8)
+        axis.set_title(title)
+        axis.set_xticks([])
+        axis.set_xlim(0, 1.3 * max(0.05, min(1.0, np.nanmax(values, initial=0.0))))
+        axis.spines["bottom"].set_visible(False)
+    axes[0].set_yticks(place, [f"{name} *" if _knows(name) else name for name in names], fontsize=9)
+    axes[0].set_ylim(len(rows) - 0.4, -0.6)
     grid = np.array([[errors[name][family] for family in families] for name in names], float)
-    image = axes[0, -1].imshow(grid, aspect="auto", vmin=0, vmax=0.5, cmap="viridis_r", interpolation="nearest")
-    axes[0, -1].set_xticks(range(len(families)), families, rotation=90, fontsize=7)
-    axes[0, -1].set_title("Mean |error| after the map, by kind of world", fontsize=10)
-    figure.colorbar(image, ax=axes[0, -1], fraction=0.02, pad=0.01)
-    plotting.finish(figure, "Best first. Blue: neurons; orange: views; green: shown the truth (*)", path=run.figure)
+    axes[-1].imshow(grid, aspect="auto", vmin=0, vmax=0.5, cmap="RdYlGn_r", interpolation="nearest")
+    for (y, x), value in np.ndenumerate(grid):
+        axes[-1].text(x, y, f"{value:.2f}".lstrip("0"), ha="center", va="center", fontsize=8)
+    axes[-1].set_xticks(range(len(families)), families, rotation=40, ha="right", fontsize=8)
+    axes[-1].set_title("Mean |error| after the map, by kind of world")
+    told = (
+        "0 is perfect everywhere; on the right, green: take it. Blue: neurons; orange: views; green, *: shown the truth"
+    )
+    plotting.finish(figure, f"The best instruments and the best-known ones, best first. {told}", (), path=run.figure)
+
+
+def _knows(name: str) -> bool:
+    return any(name.endswith(f"on {view}") for view in KNOWS)
 
 
 def _colour(name: str) -> str:
-    return "#009E73" if any(name.endswith(f"on {view}") for view in KNOWS) else "#0072B2" if "neurons" in name else "#D55E00"
+    return "#009E73" if _knows(name) else "#0072B2" if "neurons" in name else "#D55E00"
 
 
 if __name__ == "__main__":
