@@ -113,24 +113,24 @@ def draw(results: dict[str, Any], run: Run) -> None:
     figure, (axes,) = plotting.panels(1, len(ratios), size, sharey=True, width_ratios=ratios)
     for axis, (column, title) in zip(axes, PANELS.items(), strict=False):
         values = np.array([np.nan if row[column] is None else row[column] for row in rows], float)
+        widest = max(0.05, min(1.0, np.nanmax(values, initial=0.0)))
         axis.barh(place, np.clip(values, 0, 1), color=[_colour(name) for name in names], height=0.7)
         for y, value in zip(place[np.isfinite(values)], values[np.isfinite(values)], strict=True):
-            axis.text(min(value, 1) + 0.02, y, f"{value:.2f}", va="center", fontsize=8)
+            axis.text(min(value, 1) + 0.02 * widest, y, f"{value:.2f}", va="center", fontsize=8)
         axis.set_title(title)
         axis.set_xticks([])
-        axis.set_xlim(0, 1.3 * max(0.05, min(1.0, np.nanmax(values, initial=0.0))))
+        axis.set_xlim(0, 1.35 * widest)
+        axis.tick_params(left=False)
         axis.spines["bottom"].set_visible(False)
     axes[0].set_yticks(place, [f"{name} *" if _knows(name) else name for name in names], fontsize=9)
     axes[0].set_ylim(len(rows) - 0.4, -0.6)
     grid = np.array([[errors[name][family] for family in families] for name in names], float)
-    axes[-1].imshow(grid, aspect="auto", vmin=0, vmax=0.5, cmap="RdYlGn_r", interpolation="nearest")
+    axes[-1].imshow(grid, aspect="auto", vmin=0, vmax=0.3, cmap="RdYlGn_r", interpolation="nearest")
     for (y, x), value in np.ndenumerate(grid):
         axes[-1].text(x, y, f"{value:.2f}".lstrip("0"), ha="center", va="center", fontsize=8)
     axes[-1].set_xticks(range(len(families)), families, rotation=40, ha="right", fontsize=8)
     axes[-1].set_title("Mean |error| after the map, by kind of world")
-    told = (
-        "0 is perfect everywhere; on the right, green: take it. Blue: neurons; orange: views; green, *: shown the truth"
-    )
+    told = "0 is perfect everywhere; on the right, green: take it. Blue: neurons; orange: views; green, *: shown the truth"
     plotting.finish(figure, f"The best instruments and the best-known ones, best first. {told}", (), path=run.figure)
 
 

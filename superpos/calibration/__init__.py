@@ -14,7 +14,7 @@ Your own enters in five lines, and its row stands among the others:
     print(sp.calibration.leaderboard(table))
 
 `judge(table)` gives a column a question, `leaderboard(table)` the rows as text; `published()` is the table of the default
-instruments, into which `run` puts others where worlds, seeds and key are the default ones.
+instruments, into which `run` puts others where worlds, seeds and key are the published ones.
 """
 
 import functools
@@ -83,7 +83,7 @@ def run(
         instruments: a `Suite`, by default that of all that the package has, which runs as one program a shape; or functions
             by name, `function(source, target) -> number` on arrays `(n, units)`, one of which may take `train=`, a pair of
             arrays of other samples of both systems, to fit on. One that raises scores NaN, and costs its points.
-        specs: the worlds, by default `worlds()`, which are those that are published.
+        specs: the worlds, by default `worlds()`.
         key: of all worlds; by default `jax.random.key(0)`.
         seeds: the last is that of the worlds that are judged. Of the others only plain worlds are made: maps from scores to
             overlaps are learned on them.
@@ -94,7 +94,8 @@ def run(
     Returns:
         An xarray Dataset, the worlds that are judged last: `score` and `null`, with one side's samples rolled, `(instrument,
         world)`; `truth_variance`, `truth_count`, `truth_kurtosis`; what is known of the worlds; `distance` of instruments; for
-        functions `failure`, what was raised first. Functions on the default worlds stand among the published instruments.
+        functions `failure`, what was raised first. Functions on the default worlds stand among the published instruments, if
+        these are published for them.
 
     Raises:
         ValueError: no instrument, no world, or settings that worlds do not have.
@@ -152,7 +153,8 @@ def run(
     scores, truths, failures = found
     own = dataset(list(named), [False] * len(named), specs, scores, truths, n, told)
     own = own.assign(failure=("instrument", list(failures.values())))
-    return beside(published(), own) if default else own
+    known = published() if default else own
+    return beside(known, own) if default and _same_worlds(known, own) else own
 
 
 def beside(known: Any, found: Any) -> Any:
@@ -163,13 +165,17 @@ def beside(known: Any, found: Any) -> Any:
     """
     import xarray
 
-    same = ("family", "overlap", "seed")
-    if any(known[name].values.tolist() != found[name].values.tolist() for name in same):
+    if not _same_worlds(known, found):
         raise ValueError("tables must be of the same worlds, which are not those of the published one: give specs.")
     if twice := set(known.instrument.values.tolist()) & set(found.instrument.values.tolist()):
         raise ValueError(f"tables have the instrument {sorted(twice)[0]!r} twice: name yours otherwise.")
     both = [known, found.drop_vars("failure", errors="ignore")]
     return xarray.concat(both, "instrument", data_vars="minimal", coords="minimal", compat="override", join="override")
+
+
+def _same_worlds(*tables: Any) -> bool:
+    first, second = ([table[name].values.tolist() for name in ("family", "overlap", "seed")] for table in tables)
+    return first == second
 
 
 def _of_functions(functions: Mapping[str, Any], specs: Any, makers: Any) -> Any:

@@ -16,8 +16,7 @@ FILE = Path(__file__).parent / "published.json"
 def published() -> Any:
     """The scores of instruments on worlds that nothing was chosen on, as `sp.calibration.run` gives them.
 
-    Its `attrs` say the version of the table, and the command, the commit and the day that made it. Its worlds are the
-    default ones.
+    Its `attrs` say the version of the table, and the command, the commit and the day that made it.
 
     Raises:
         ValueError: the file is damaged.
@@ -37,6 +36,7 @@ def load(path: str | PathLike) -> Any:
     for name, (dims, values) in content["variables"].items():
         array = np.asarray(values)
         arrays[name] = (dims, array.astype(float) if array.dtype == object else array)  # null is NaN
+    arrays.setdefault("seed", ("world", np.ones(len(arrays["family"][1]), int)))  # the first version has one seed
     return xarray.Dataset(arrays, content["coordinates"], content["attrs"])
 
 
