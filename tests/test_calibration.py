@@ -150,6 +150,7 @@ def results(conduct):
     return conduct(experiment, config)
 
 
+@pytest.mark.slow  # a whole study
 def test_every_instrument_has_a_row(results):
     run, content = results
     names = [row["instrument"] for row in content["rows"]]
