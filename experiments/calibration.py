@@ -10,11 +10,11 @@ Instruments marked * are shown the truth: they bound what a view can bring. Ever
 learned on worlds of `map_seed`.
 """
 
+import os
 import shlex
 import time
 from typing import Any
 
-import jax
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -92,7 +92,7 @@ def _made_by(config: ConfigDict) -> dict[str, Any]:
     """What a table says of itself: the command, with settings that are not the default ones, the commit, versions and day."""
     default, told = get_config(), environment()
     own = [f"--config.{name}={value!r}" for name, value in config.items() if value != default[name]]
-    flags = ["JAX_DISABLE_MOST_OPTIMIZATIONS=1"] if jax.config.jax_disable_most_optimizations else []
+    flags = ["JAX_DISABLE_MOST_OPTIMIZATIONS=1"] if os.environ.get("JAX_DISABLE_MOST_OPTIMIZATIONS") else []
     line = shlex.join([*flags, "python", "-m", "experiments.calibration", *own])
     return {"version": calibration.VERSION, "command": line, "commit": told["git"], "date": told["date"], "environment": told}
 

@@ -109,8 +109,8 @@ def run(
     toys = any(spec.settings.get("arrangement") == "toy" for spec in specs)
     given = {}
     for units in dict.fromkeys(spec.units for spec in specs):
-        sides = [arranged(own, units, learned=toys) for own in keys]
-        given[units] = [jnp.stack(side) for side in zip(*sides, strict=True)]
+        both = [arranged(own, units, learned=toys) for own in keys]
+        given[units] = [jnp.stack(side) for side in zip(*both, strict=True)]
     lessons = [spec for spec in specs if spec.cause in PLAIN]
     parts = [*([lessons] * (len(seeds) - 1)), specs]
     # A row and the place of its seed make a world.
