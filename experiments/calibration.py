@@ -113,7 +113,7 @@ def draw(results: dict[str, Any], run: Run) -> None:
     figure, (axes,) = plotting.panels(1, len(ratios), size, sharey=True, width_ratios=ratios)
     for axis, (column, title) in zip(axes, PANELS.items(), strict=False):
         values = np.array([np.nan if row[column] is None else row[column] for row in rows], float)
-        widest = max(0.05, min(1.0, np.nanmax(values, initial=0.0)))
+        widest = max(0.05, min(1.0, np.max(values[np.isfinite(values)], initial=0.0)))
         axis.barh(place, np.clip(values, 0, 1), color=[_colour(name) for name in names], height=0.7)
         for y, value in zip(place[np.isfinite(values)], values[np.isfinite(values)], strict=True):
             axis.text(min(value, 1) + 0.02 * widest, y, f"{value:.2f}", va="center", fontsize=8)
