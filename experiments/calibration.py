@@ -91,7 +91,7 @@ def compute(config: ConfigDict, run: Run) -> dict[str, Any]:
 def _made_by(config: ConfigDict) -> dict[str, Any]:
     """What a table says of itself: the command, with settings that are not the default ones, the commit, versions and day."""
     default, told = get_config(), environment()
-    own = [f"--config.{name}={value!r}" for name, value in config.items() if value != default[name]]
+    own = [f"--config.{name}={value}" for name, value in config.items() if value != default[name]]
     flags = ["JAX_DISABLE_MOST_OPTIMIZATIONS=1"] if os.environ.get("JAX_DISABLE_MOST_OPTIMIZATIONS") else []
     line = shlex.join([*flags, "python", "-m", "experiments.calibration", *own])
     return {"version": calibration.VERSION, "command": line, "commit": told["git"], "date": told["date"], "environment": told}

@@ -166,7 +166,7 @@ def test_every_instrument_has_a_row(results):
     cka = table.score.sel(instrument="cka on neurons").values
     assert cka[0] < cka[1] < cka[2]
     np.testing.assert_allclose(cka, table.score.sel(instrument="cka on pca").values, atol=1e-3)  # a rotation
-    assert "--config.steps=2 --config.n_samples=300" in json.loads((run.path / "table.json").read_text())["attrs"]["command"]
+    assert "--config.n_samples=300 --config.steps=2" in json.loads((run.path / "table.json").read_text())["attrs"]["command"]
 
 
 def test_bad_input_is_one_line_and_leaves_nothing_behind(tmp_path):
