@@ -92,6 +92,7 @@ def test_families_differ_in_the_overlap_and_stand_beside_what_they_are_of():
     assert [draws[spec.family] for spec in specs] == rows[:, -1].tolist()
 
 
+@pytest.mark.slow
 def test_functions_enter_and_one_that_raises_costs_its_points():
     seen = []
 

@@ -195,6 +195,7 @@ def small_align(folder):
     return config
 
 
+@pytest.mark.slow
 def test_align_scores_every_comparison(activations, conduct):
     config = small_align(activations)
     run, results = conduct(align, config)

@@ -75,6 +75,7 @@ def test_it_writes_activations_that_align_reads(config, conduct):
     assert manifest["images"] == [f"{i}.png" for i in range(5)]
 
 
+@pytest.mark.slow
 def test_bad_input_is_one_line_and_leaves_nothing_behind(config, tmp_path):
     given = [f"--config.model={config.model}", f"--config.images={config.images}"]
     layers = "--config.layers=('0',)"

@@ -217,6 +217,7 @@ def test_lanes_of_a_vmap_are_the_problems_alone(pair, plain):
         np.testing.assert_allclose(lanes[name].folds[1], plain[name], atol=1e-4, err_msg=name)
 
 
+@pytest.mark.slow
 def test_moment_form_and_gram_form_agree():
     """With more units than samples `align` takes the Gram form; moments fed by hand stay what they are."""
     rng = np.random.default_rng(0)

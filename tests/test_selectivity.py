@@ -329,6 +329,7 @@ def test_networks_are_trained_and_scored(conduct):
         assert row["hits"] == sum(selectivity.TASK.classes[classes[image]] == row["category"] for image in row["images"])
 
 
+@pytest.mark.slow
 def test_bad_input_is_one_line(files, tmp_path):
     units = f"--config.activations={files}/units.npy"
     cases = {

@@ -113,6 +113,7 @@ def test_paired_differences_are_tighter_than_two_intervals(pair):
     assert (same["mean"], same["p"]) == (0, 1)
 
 
+@pytest.mark.slow
 def test_chance_is_where_unrelated_sides_are(pair):
     x, y = pair
     unrelated = np.random.default_rng(5).normal(size=y.shape)

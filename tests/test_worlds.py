@@ -31,6 +31,7 @@ def test_the_first_features_are_those_of_both(overlap):
     np.testing.assert_array_less(np.abs(r - np.diag(same)), 0.08)
 
 
+@pytest.mark.slow
 def test_each_setting_does_what_it_says():
     def sample(**settings):
         return World(8, 8, 0.0, probability=0.2, **settings).sample(KEY, 20_000)
