@@ -193,3 +193,17 @@ def test_samples_without_a_pattern_are_nobodys_neighbours():
     kept = x.any(axis=1) & y.any(axis=1)
     whole, some = (sp.align(x[i], y[i], metrics="mutual_knn", folds=None)["mutual_knn"].mean for i in (slice(None), kept))
     np.testing.assert_allclose(whole, some, atol=1e-6)
+
+
+def test_the_gradient_of_sampled_cka_is_that_of_finite_differences():
+    rng = np.random.default_rng(0)
+    x = rng.exponential(size=(90, 20))
+    y, move = x @ rng.normal(size=(20, 15)), rng.normal(size=x.shape)
+    with jax.enable_x64(True):
+        score = jax.jit(
+            lambda x: jax.jvp(lambda x: sp.align(x, y, "sampled_cka", folds=None)["sampled_cka"].mean, (x,), (move,))
+        )
+        slope = score(x)[1]
+        after, before = (score(x + sign * 1e-5 * move)[0] for sign in (1, -1))
+    np.testing.assert_allclose(slope, (after - before) / 2e-5, rtol=1e-5)
+    assert slope != 0

@@ -241,7 +241,8 @@ def test_moment_form_and_gram_form_agree():
 
 SMOOTH = [metric for metric in sp.metrics.resolve(NAMES) if metric.differentiable]
 FEW = ["soft_match", "ridge", "procrustes", "cca", "rsa"]  # one of each kind of computation
-ALL_AT_ONCE = [metric for metric in SMOOTH if not metric.name.startswith("cumulant_")]  # those: test_cumulants.py
+# Not of so few units: see test_cumulants.py and test_geometry.py.
+ALL_AT_ONCE = [metric for metric in SMOOTH if not metric.name.startswith(("cumulant_", "sampled_"))]
 
 
 @pytest.mark.parametrize("names", [FEW, pytest.param(None, marks=pytest.mark.slow)], ids=["few", "all"])
