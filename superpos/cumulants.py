@@ -137,11 +137,7 @@ def cumulants(sums: Sums, x_map: Float[Array, "x a"] | None = None, y_map: Float
     p, q = n_pairs(a), n_pairs(b)
     cx, cy = xx[:p, -1], yy[:q, -1]
     cov = xy[p:-1, q:-1] / 2
-    factor = n**2 / ((n - 1) * (n - 2) * (n - 3))
-
-    def unbiased(fourth: Array, second: Array) -> Array:
-        return factor * ((n + 1) * fourth - (n - 1) * second)
-
+    unbiased = functools.partial(k_statistic, n=n)
     own_x, own_y = unpacked(cx), unpacked(cy)
     mixed = None
     if sums.xxxy is not None:
@@ -159,6 +155,17 @@ def cumulants(sums: Sums, x_map: Float[Array, "x a"] | None = None, y_map: Float
         cx,
         cy,
     )
+
+
+def k_statistic(fourth: Array, second: Array, n: Array) -> Array:
+    """The unbiased cumulant of four units of n centred samples (Fisher 1930).
+
+    Args:
+        fourth: the mean of their product.
+        second: the sum over the three ways to pair them of products of covariances, each divided by n.
+        n: more than 3.
+    """
+    return n**2 / ((n - 1) * (n - 2) * (n - 3)) * ((n + 1) * fourth - (n - 1) * second)
 
 
 def covariances(sums: Sums) -> tuple[Float[Array, "x x"], Float[Array, "x y"], Float[Array, "y y"]]:

@@ -230,10 +230,10 @@ def manifest(path: str | os.PathLike) -> dict[str, Any] | None:
     if found is None:
         return None
     told, own = found
-    images, file = told.get("images"), Path(path).parent / "manifest.json"
-    if not isinstance(images, list) or len(images) != (n := load(str(path)).shape[0]):
+    images, file, n = told.get("images"), Path(path).parent / "manifest.json", load(str(path)).shape[0]
+    if not isinstance(images, list) or len(images) != n:
         named = f"{len(images)} images" if isinstance(images, list) else "no images"
-        raise ValueError(f"{path} has {load(str(path)).shape[0]} rows, but {file} names {named}.")
+        raise ValueError(f"{path} has {n} rows, but {file} names {named}.")
     if len(told.get("image_sha256") or ()) != n:
         raise ValueError(f"{file} is of an earlier version, without the hashes of the images: extract anew.")
     return {**told, "array": own}

@@ -8,6 +8,8 @@ import subprocess
 import sys
 import tempfile
 
+import pytest
+
 QUICK = "--xla_cpu_use_fusion_emitters=false"  # the older generator of code takes a third of the time, where there is one
 
 
@@ -17,6 +19,13 @@ def knows(flag):
     return not subprocess.run(
         [sys.executable, "-c", run], env={**os.environ, "XLA_FLAGS": flag}, capture_output=True
     ).returncode
+
+
+def of_architectures(names):
+    """Marks a test of SAEs by name, of which all but two are compiled in the slow tests only."""
+    return pytest.mark.parametrize(
+        "name", [name if name in ("vanilla", "topk") else pytest.param(name, marks=pytest.mark.slow) for name in names]
+    )
 
 
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # `test_agreement` optimises every metric once

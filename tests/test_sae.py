@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from compiling import of_architectures
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -42,8 +43,7 @@ SAES = {
 }
 BUFFERS = ("silent_for", "scale", "threshold", "C")  # no gradient learns them
 each = pytest.mark.parametrize("name", SAES)
-SOME = {"vanilla", "topk"}  # the other architectures are compiled in the slow tests
-some = pytest.mark.parametrize("name", [name if name in SOME else pytest.param(name, marks=pytest.mark.slow) for name in SAES])
+some = of_architectures(SAES)
 
 
 def test_what_is_tested_goes_by_its_name():

@@ -7,15 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from compiling import of_architectures
 
 import superpos as sp
 from superpos.sae.kernels import geometric_median
 
 SPARSITY = {"k": 2, "l1": 0.1, "l0": 0.1}
-SOME = {"vanilla", "topk"}  # the other architectures are compiled in the slow tests
-some = pytest.mark.parametrize(
-    "name", [name if name in SOME else pytest.param(name, marks=pytest.mark.slow) for name in sp.sae.ARCHITECTURES]
-)
+some = of_architectures(sp.sae.ARCHITECTURES)
 RNG = np.random.default_rng(0)
 X = jnp.asarray(RNG.exponential(size=(256, 6)) * (RNG.random((256, 6)) < 0.3), jnp.float32)
 

@@ -147,14 +147,11 @@ def run(
     programs = {
         units: jax.jit(lambda row, sides=sides: made(row, {"keys": keys, "given": sides}, n)) for units, sides in given.items()
     }
-    found = _of_functions(
-        named, specs, [functools.partial(programs[spec.units], row) for spec, row in zip(specs, table, strict=True)]
-    )
-    scores, truths, failures = found
+    makers = [functools.partial(programs[spec.units], row) for spec, row in zip(specs, table, strict=True)]
+    scores, truths, failures = _of_functions(named, specs, makers)
     own = dataset(list(named), [False] * len(named), specs, scores, truths, n, told)
     own = own.assign(failure=("instrument", list(failures.values())))
-    known = published() if default else own
-    return beside(known, own) if default and _same_worlds(known, own) else own
+    return beside(known, own) if default and _same_worlds(known := published(), own) else own
 
 
 def beside(known: Any, found: Any) -> Any:

@@ -1,6 +1,7 @@
 """What a comparison found: scores, and the intervals that they have."""
 
 import dataclasses
+import functools
 import itertools
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -274,7 +275,7 @@ class Comparison:
             for side, view, _, mine in self.described()
         ]
 
-    @property
+    @functools.cached_property
     def doubts(self) -> list[Doubt]:
         """What gives reason to doubt the result, a sentence each, such as an ICA that has not converged."""
         return doubts.found(self)

@@ -158,8 +158,7 @@ SURE = 4.5  # errors; in pilots scores with less were wrong by .17 and more
 def _k_statistic(count: Array, product: Array, traces: Array, cross: Array) -> Array:
     """Σ_ij cum(x_i, x_i, y_j, y_j), unbiased, from Σ |x|² |y|², Σ |x|² Σ |y|² and ‖XᵀY‖² of centred samples (Fisher 1930)."""
     n = jnp.where(count > 3, count, jnp.nan)
-    fourth, second = product / n, (traces + 2 * cross) / n**2
-    return n**2 * ((n + 1) * fourth - (n - 1) * second) / ((n - 1) * (n - 2) * (n - 3))
+    return cumulants.k_statistic(product / n, (traces + 2 * cross) / n**2, n)
 
 
 def _of_moments(moments: Moments) -> tuple[Array, Array, Array]:
@@ -220,8 +219,7 @@ def _projected(samples: Samples, roots: Any) -> Array:
         def cumulant(a: Array, b: Array) -> Array:
             second = [jnp.sum(side**2, axis=0) / n for side in (a, b)]
             fourth, cross = matmul((a**2).T, b**2) / n, matmul(a.T, b) / n
-            wick = second[0][:, None] * second[1] + 2 * cross**2
-            found = n**2 * ((n + 1) * fourth - (n - 1) * wick) / ((n - 1) * (n - 2) * (n - 3))
+            found = cumulants.k_statistic(fourth, second[0][:, None] * second[1] + 2 * cross**2, n)
             return cumulants.without_energy(found, *second)
 
         return cumulant(u, u), cumulant(u, v), cumulant(v, v)

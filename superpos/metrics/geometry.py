@@ -30,6 +30,18 @@ from superpos.moments import Moments, training
 BOTH = frozenset({"source", "target"})
 
 
+def unbiased_hsic(squared: Any, product: Any, traces: Any, n: Any) -> Any:
+    """The Hilbert-Schmidt independence criterion, unbiased in samples, but for a factor: ‖XᵀY‖² less what chance makes of it.
+
+    Args:
+        squared: ‖XᵀY‖² of centred samples.
+        product: Σ |x|² |y|² over samples.
+        traces: Σ |x|² Σ |y|².
+        n: number of samples, more than 3. Source: Song et al. 2012.
+    """
+    return squared - n / (n - 2) * product + traces / ((n - 1) * (n - 2))
+
+
 @dataclasses.dataclass(frozen=True)
 class CKA(Metric):
     """Linear centred kernel alignment of each held-out part.
@@ -106,8 +118,7 @@ class CKA(Metric):
         n = moments.count
         scale = jnp.sqrt(size[pair[0]] * size[pair[1]])[:, 0, 0] if pair == "xy" else size[pair[0]][:, 0, 0]
         # The two totals divided by their scale are 1.
-        norms = moments.norms[pair].product / scale / scale
-        return squared - n / (n - 2) * norms + 1 / ((n - 1) * (n - 2))
+        return unbiased_hsic(squared, moments.norms[pair].product / scale / scale, 1, n)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -59,8 +59,16 @@ class SemiMatch(Metric):
         return from_units(_with_partner(evidence, fitted), target & jnp.any(source), {"partner": fitted})
 
 
+class Solved(Metric):
+    """A metric whose pairs of units an exact solver finds."""
+
+    def room(self, n_source: int, n_target: int) -> int:
+        """The solver's."""
+        return transport.room(n_source, n_target)
+
+
 @dataclasses.dataclass(frozen=True)
-class PermutationMatch(Metric):
+class PermutationMatch(Solved):
     """One-to-one matching: an exact assignment of source to target units on the training part.
 
     score = mean over the min(n_source, n_target) matched pairs of r_test, the pairs maximising the sum of r_train. Symmetric.
@@ -81,10 +89,6 @@ class PermutationMatch(Metric):
     name: str = "permutation_match"
     symmetric: ClassVar[bool] = True
 
-    def room(self, n_source: int, n_target: int) -> int:
-        """The solver's."""
-        return transport.room(n_source, n_target)
-
     def fit(self, evidence: Moments) -> Any:
         """The assignment."""
         masks = evidence.live()
@@ -100,7 +104,7 @@ class PermutationMatch(Metric):
 
 
 @dataclasses.dataclass(frozen=True)
-class SoftMatch(Metric):
+class SoftMatch(Solved):
     """Soft-matching: optimal transport between uniform masses on the live units of both sides.
 
     T maximises Σ T ∘ r_train over plans that give each live source unit mass 1 / n_source and each live target unit
@@ -121,10 +125,6 @@ class SoftMatch(Metric):
     name: str = "soft_match"
     symmetric: ClassVar[bool] = True
 
-    def room(self, n_source: int, n_target: int) -> int:
-        """The solver's."""
-        return transport.room(n_source, n_target)
-
     def fit(self, evidence: Moments) -> Any:
         """The transport plan and its duality gap."""
         return _transport(-correlations(training(evidence)), evidence)
@@ -138,7 +138,7 @@ class SoftMatch(Metric):
 
 
 @dataclasses.dataclass(frozen=True)
-class SoftMatchDistance(Metric):
+class SoftMatchDistance(Solved):
     """The soft-matching distance: the 2-Wasserstein distance between the two sets of tuning curves.
 
     d = √(Σ T ∘ C_test), C_ij = |x_i - y_j|², T the transport plan that minimises Σ T ∘ C_train. With `normalise` each unit is
@@ -166,10 +166,6 @@ class SoftMatchDistance(Metric):
     symmetric: ClassVar[bool] = True
     distance: ClassVar[bool] = True
     second_pass: ClassVar[bool] = True  # small distances are differences of samples, not of moments
-
-    def room(self, n_source: int, n_target: int) -> int:
-        """The solver's."""
-        return transport.room(n_source, n_target)
 
     def fit(self, evidence: Moments) -> Any:
         """The transport plan and its duality gap."""
@@ -212,7 +208,7 @@ class SoftMatchDistance(Metric):
 
 
 @dataclasses.dataclass(frozen=True)
-class PartialSoftMatch(Metric):
+class PartialSoftMatch(Solved):
     """Partial soft-matching: optimal transport of a share of the mass, so that units without a counterpart stay unmatched.
 
     T maximises Σ T ∘ r_train over plans that take at most 1 / n_source from each live source unit, bring at most 1 / n_target
@@ -251,7 +247,7 @@ class PartialSoftMatch(Metric):
 
     def room(self, n_source: int, n_target: int) -> int:
         """The solver's, and the plans of the L-curve."""
-        return transport.room(n_source, n_target) + (0 if self.mass else 20 * 4 * n_source * n_target)
+        return super().room(n_source, n_target) + (0 if self.mass else 20 * 4 * n_source * n_target)
 
     def fit(self, evidence: Moments) -> Any:
         """The transport plan, the mass it moves, and its duality gap."""

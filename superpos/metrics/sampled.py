@@ -9,6 +9,7 @@ from jaxtyping import Array
 
 from superpos.linalg import matmul, safe_sqrt
 from superpos.metrics.base import Metric, Samples, Score, from_folds
+from superpos.metrics.geometry import unbiased_hsic
 from superpos.metrics.registry import register
 
 
@@ -50,18 +51,15 @@ class SampledCKA(Metric):
             # On one scale, so that fourth powers stay within float32's range.
             x, y = (side / jnp.maximum(safe_sqrt(jnp.mean(jnp.sum(side**2, axis=1))), 1e-30) for side in (x, y))
 
-            def unbiased(squares: Array, product: Array, traces: Array) -> Array:
-                return squares - n / (n - 2) * product + traces / ((n - 1) * (n - 2))
-
             def between(a: Array, b: Array) -> Array:
                 lengths = jnp.sum(a**2, axis=1), jnp.sum(b**2, axis=1)
                 product = jnp.sum(lengths[0] * lengths[1])
-                return unbiased(jnp.sum(matmul(a.T, b) ** 2), product, jnp.sum(lengths[0]) * jnp.sum(lengths[1]))
+                return unbiased_hsic(jnp.sum(matmul(a.T, b) ** 2), product, jnp.sum(lengths[0]) * jnp.sum(lengths[1]), n)
 
             def within(a: Array, live: Array) -> Array:
                 q = jnp.sum(live)
                 squares = jnp.sum(a**2, axis=0) ** 2
-                selves = jnp.sum(jnp.where(live, unbiased(squares, jnp.sum(a**4, axis=0), squares), 0))
+                selves = jnp.sum(jnp.where(live, unbiased_hsic(squares, jnp.sum(a**4, axis=0), squares, n), 0))
                 return (between(a, a) - selves) * q / (q - 1)
 
             xx, yy = within(x, evidence.source), within(y, evidence.target)
